@@ -1,4 +1,4 @@
-//! Points at which a test can hold, kill, cut or corrupt a migration; compiled out without the
+//! Points at which a test can hold, cut or corrupt a migration; compiled out without the
 //! `failpoints` feature.
 //!
 //! `LIGHTER_FAILPOINT=POINT:ACTION[,POINT:ACTION...]`; each entry fires once, so a point that is
@@ -7,8 +7,8 @@
 //! Names are those of messages and actions. Actions:
 //! `hold` (skips the step), `freeze` (skips it, and suspends this side's deadlines until it loses
 //! its connection), `stall=PATH` (creates that file and blocks its thread until the file is gone),
-//! `exit` (kills the process), `panic` (panics in the session's thread), `cut` (closes the
-//! connections), `flip` (corrupts a byte of the frame).
+//! `panic` (panics in the session's thread), `cut` (closes the connections), `flip` (corrupts a
+//! byte of the frame).
 //!
 //! `LIGHTER_PROTOCOL_VERSIONS=7,8` makes this process speak those versions and no others, and
 //! `LIGHTER_PROTOCOL_WITHOUT=128` leaves the features of these bits out of its offer.
@@ -101,7 +101,6 @@ mod enabled {
         Pass(Passage),
         Freeze,
         Stall(PathBuf),
-        Exit,
         Panic,
     }
 
@@ -128,8 +127,8 @@ mod enabled {
             self.frozen.store(false, Ordering::Relaxed);
         }
 
-        /// Returns what happens to the step at the point `moment.name`; does not return from `exit`
-        /// and `panic`.
+        /// Returns what happens to the step at the point `moment.name`; does not return from
+        /// `panic`.
         pub(crate) fn reach(&self, moment: &str, name: &str) -> Passage {
             let fires = |point: &&Point| {
                 point.is(moment, name) && !point.struck.swap(true, Ordering::Relaxed)
@@ -146,7 +145,6 @@ mod enabled {
                     stall(path);
                     Passage::Go
                 }
-                Action::Exit => kill_self(),
                 Action::Panic => panic!("a failpoint"),
             }
         }
@@ -159,7 +157,6 @@ mod enabled {
                 "freeze" => Action::Freeze,
                 "cut" => Action::Pass(Passage::Cut),
                 "flip" => Action::Pass(Passage::Flip),
-                "exit" => Action::Exit,
                 "panic" => Action::Panic,
                 other if other.starts_with("stall=") => {
                     Action::Stall(other["stall=".len()..].into())
@@ -201,13 +198,6 @@ mod enabled {
     pub(crate) fn without() -> u64 {
         let text = std::env::var("LIGHTER_PROTOCOL_WITHOUT").unwrap_or_default();
         text.parse().unwrap_or_default()
-    }
-
-    /// Dies as from `kill -9`, without cleanup.
-    fn kill_self() -> ! {
-        let pid = std::process::id().to_string();
-        let _ = std::process::Command::new("kill").args(["-9", &pid]).status();
-        std::process::abort()
     }
 
     #[cfg(test)]

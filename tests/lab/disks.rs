@@ -245,6 +245,7 @@ fn a_file_whose_note_the_power_cut_prevented_is_old_under_another_name_too() {
         let is_committed = records.iter().any(|(_, it)| it["side"]["state"] == "committed");
         holds(is_committed, records)
     });
+    there.await_received("db");
     lab.cut_power(1);
     lab.restore_power(1);
     until("it has arrived", || holds(there.state_of("db").as_deref() == Some("running"), ()));

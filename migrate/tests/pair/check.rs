@@ -166,7 +166,8 @@ impl World {
     /// Whether the destination needs nothing more of the source's memory.
     fn has_all_there(&self) -> bool {
         let guest = self.destination.as_ref().and_then(|side| side.guest.as_ref());
-        guest.is_some_and(|guest| guest.missing.is_empty())
+        // Until the last list of missing pages has come, it does not know what it lacks.
+        self.is_complete_there() && guest.is_some_and(|guest| guest.missing.is_empty())
     }
 
     fn source_runs(&self) -> bool {

@@ -10,8 +10,13 @@ use support::{Exit, NodePlan, Pid, wait};
 
 /// A place in which one side does `what` when it reaches failpoint `point`.
 fn place(point: &str, what: &str) -> Place {
-    let set = vec![("LIGHTER_FAILPOINT".to_owned(), format!("{point}:{what}"))];
-    if point.starts_with("source") {
+    place_with(&format!("{point}:{what}"))
+}
+
+/// A place in which one side has `failpoints`.
+fn place_with(failpoints: &str) -> Place {
+    let set = vec![("LIGHTER_FAILPOINT".to_owned(), failpoints.to_owned())];
+    if failpoints.starts_with("source") {
         Place::with_environment(&set, &[])
     } else {
         Place::with_environment(&[], &set)
@@ -110,22 +115,27 @@ fn content_damaged_on_its_way() {
 
 #[test]
 fn source_killed_after_the_decision() {
-    let place = place("source.send.commit", "hold");
+    let place = source_killed_before_it_commits("source.send.commit:hold");
+    arrived(&place);
+}
+
+/// The decision is recorded, and the destination has everything. `failpoints` hold the commit.
+fn source_killed_before_it_commits(failpoints: &str) -> Place {
+    let place = place_with(failpoints);
     let migration = place.start(&[]);
     await_failpoint(&place, "source.send.commit");
     // A source that dies while the last pages are on their way loses the guest.
     place.pair.b.guest(GUEST).await_received();
     place.pair.a.guest(GUEST).pid().kill();
     drop(migration);
-    arrived(&place);
+    place
 }
 
 #[test]
 fn source_killed_before_there_is_a_note_on_its_disk() {
-    let place = place("source.act.releaseguest", "exit");
-    let migration = place.start(&[]);
+    let failpoints = "source.act.releaseguest:hold,source.send.commit:hold";
+    let place = source_killed_before_it_commits(failpoints);
     arrived(&place);
-    drop(migration);
     let disk = place.disk_a();
     let words = ["has moved to 127.0.0.1", "with the guest db", "departed/guests/db/"];
     let words = [&[disk.to_str().expect("UTF-8")], &words[..]].concat();
