@@ -7,6 +7,7 @@ use crate::error::{Failure, MigrationError};
 use crate::guest::{GuestError, RunState};
 use crate::protocol::{Decision, DestinationMessage, SourceMessage};
 use crate::reason::Reason;
+use crate::record::SourceState;
 use crate::report::Outcome;
 use crate::text::PeerText;
 
@@ -215,9 +216,12 @@ impl Source {
         }
         let error = self.error(Failure::ConnectionLost { detail });
         match &mut self.state {
-            State::Asking { trouble, .. } => {
+            State::Asking { decision, trouble } => {
                 // Why the guest comes back, if it does.
-                trouble.get_or_insert(error);
+                let error = trouble.get_or_insert(error).clone();
+                if *decision == Decision::Aborted {
+                    return self.take_back_by_record(error);
+                }
                 self.link.plan_redial(self.now);
             }
             State::Serving => self.link.plan_redial(self.now),
@@ -235,6 +239,14 @@ impl Source {
             },
             _ => self.link.down(),
         }
+    }
+
+    /// The record that the guest is the source's could not be written, and the destination, which
+    /// could give the guest back, is out of reach: whichever succeeds first ends that.
+    fn take_back_by_record(&mut self, error: MigrationError) {
+        self.link.down();
+        self.state = State::Reclaiming { error, notify: true, asked: None };
+        self.record(SourceState::Undecided);
     }
 
     pub(super) fn on_message_while_unwinding(&mut self, message: &DestinationMessage) {

@@ -76,6 +76,22 @@ fn a_commit_that_may_be_recorded_is_undone_before_the_guest_resumes() {
 }
 
 #[test]
+fn a_commit_is_undone_once_the_disk_has_room_or_the_destination_answers() {
+    let failed = || Event::RecordFailed { detail: "no space left".into() };
+    let mut bench = ending();
+    assert_eq!(bench.feed(lost()), []);
+    // The first answer is that of the commit.
+    assert_eq!(bench.feed(Event::Recorded), [Action::Record(SourceState::Undecided)]);
+    for _ in 0..3 {
+        assert_eq!(bench.feed(failed()), []);
+        bench.now = bench.source.deadline().expect("it connects again");
+        assert_eq!(bench.feed(Event::Tick), [Action::Reconnect]);
+        assert_eq!(bench.feed(lost()), [Action::Record(SourceState::Undecided)]);
+    }
+    assert!(bench.feed(Event::Recorded).contains(&Action::ResumeGuest));
+}
+
+#[test]
 fn a_destination_that_fails_gives_the_guest_back_at_any_time() {
     let gave_up = || DestinationMessage::GaveUp(Complaint::new(Reason::Guest, "no memory"));
     let mut bench = asking();
