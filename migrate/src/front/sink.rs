@@ -18,7 +18,7 @@ use crate::protocol::front::{FrontReply, FrontRequest};
 use crate::quic::endpoint::Peer;
 
 /// Connections that are measured at once.
-pub(crate) const SINKS_MAX: usize = 4;
+pub(crate) const SINKS_MAX: u16 = 4;
 /// Most bytes that are read on one of them.
 const SINK_BYTES_MAX: u64 = 256 << 20;
 /// Longest time for that: what is measured in a second may be queued on a slow path.
@@ -34,7 +34,7 @@ pub(super) struct Sinks(Arc<Semaphore>);
 
 impl Sinks {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(SINKS_MAX)))
+        Self(Arc::new(Semaphore::new(SINKS_MAX.into())))
     }
 
     /// Takes a sink, if one is free, and returns the answer to the request for it.

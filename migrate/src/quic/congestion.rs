@@ -34,6 +34,7 @@ const INITIAL_WINDOW: u64 = 12_000;
 pub(super) struct Congestion {
     initial_window: u64,
     free: u64,
+    together: u16,
 }
 
 impl Congestion {
@@ -41,7 +42,12 @@ impl Congestion {
     pub(super) fn new(send_window: u64) -> Self {
         // From here on the window does not limit: slow start would next double it past the send
         // window.
-        Self { initial_window: INITIAL_WINDOW, free: send_window / 2 }
+        Self { initial_window: INITIAL_WINDOW, free: send_window / 2, together: 1 }
+    }
+
+    /// Sets how many connections, 1 or more, have one share of their path together.
+    pub(super) fn together(self, together: u16) -> Self {
+        Self { together, ..self }
     }
 
     /// Sets the bytes that may be in flight before anything is acknowledged.
@@ -52,7 +58,7 @@ impl Congestion {
 
 impl ControllerFactory for Congestion {
     fn build(self: Arc<Self>, _now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let model = Model::new(self.initial_window, current_mtu);
+        let model = Model::new(self.initial_window, current_mtu, self.together);
         Box::new(FastPath { model, initial_window: self.initial_window, free: self.free })
     }
 }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use quinn::Endpoint;
-use quinn::{ClientConfig, Connection, EndpointConfig, Incoming, ServerConfig, TokioRuntime};
+use quinn::{
+    ClientConfig, Connection, EndpointConfig, Incoming, ServerConfig, TokioRuntime, TransportConfig,
+};
 
 use super::error::LinkError;
 use super::places::{Place, Places};
 use super::tls::Tls;
-use super::transport::{
-    self, KEEP_ALIVE, LINK_KEEP_ALIVE, MTU_LOOPBACK, MTU_MAX, Path, SOCKET_BUFFER,
-};
+use super::transport::{self, LINK_KEEP_ALIVE, MTU_LOOPBACK, MTU_MAX, Path, SOCKET_BUFFER};
 
 /// Most addresses of a host that are tried.
 const ADDRESSES_MAX: usize = 4;
@@ -99,24 +99,30 @@ fn server(tls: &Tls) -> ServerConfig {
 /// # Errors
 /// [`LinkError::Socket`] if no socket can be opened.
 pub fn dialer(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
-    dial_over(Path::Network, towards, tls, KEEP_ALIVE)
+    dial_over(transport::config(Path::Network), towards, tls)
 }
 
 /// As [`dialer`], for memory sent to `towards`, in large datagrams if that is on this host.
-pub(crate) fn dialer_for_memory(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
-    dial_over(Path::to(towards), towards, tls, KEEP_ALIVE)
+/// `together` connections, 1 or more, carry it: beside others, they take the share of one.
+pub(crate) fn dialer_for_memory(
+    towards: SocketAddr,
+    tls: &Tls,
+    together: u16,
+) -> Result<Endpoint, LinkError> {
+    dial_over(transport::config_for_memory(Path::to(towards), together), towards, tls)
 }
 
 /// As [`dialer_for_memory`], for one of several links.
 pub(crate) fn dialer_for_link(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
-    dial_over(Path::to(towards), towards, tls, LINK_KEEP_ALIVE)
+    let mut config = transport::config(Path::to(towards));
+    config.keep_alive_interval(Some(LINK_KEEP_ALIVE));
+    dial_over(config, towards, tls)
 }
 
 fn dial_over(
-    path: Path,
+    config: TransportConfig,
     towards: SocketAddr,
     tls: &Tls,
-    keep_alive: Duration,
 ) -> Result<Endpoint, LinkError> {
     let any: IpAddr = match towards {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -124,8 +130,6 @@ fn dial_over(
     };
     let mut endpoint = open(SocketAddr::new(any, 0), None, MTU_MAX)?;
     let mut client = ClientConfig::new(tls.client.clone());
-    let mut config = transport::config(path);
-    config.keep_alive_interval(Some(keep_alive));
     client.transport_config(Arc::new(config));
     endpoint.set_default_client_config(client);
     Ok(endpoint)
@@ -493,7 +497,7 @@ mod tests {
         let tls = tls(&Authority::create().unwrap());
         let listener = listen_for_memory(ANY, &tls).unwrap();
         let address = listener.local_addr().unwrap();
-        let dialer = dialer_for_memory(address, &tls).unwrap();
+        let dialer = dialer_for_memory(address, &tls, 1).unwrap();
         let peer = Peer { address, name: "127.0.0.1".into() };
         let accepting = async { listener.accept().await.unwrap().await.unwrap() };
         let (near, far) = tokio::join!(connect(&dialer, &peer), accepting);

@@ -94,16 +94,29 @@ fn loopback_is_large() -> bool {
 
 /// Returns the settings for one end of a connection over `path`.
 pub(super) fn config(path: Path) -> TransportConfig {
+    config_for_memory(path, 1)
+}
+
+/// Returns the settings for one of `together` connections that carry a guest's memory.
+pub(super) fn config_for_memory(path: Path, together: u16) -> TransportConfig {
     let mut config = TransportConfig::default();
-    match path {
-        Path::Network => over_network(&mut config),
-        Path::Loopback => over_loopback(&mut config),
-    }
+    let congestion = Congestion::new(SEND_WINDOW).together(together);
+    let congestion = match path {
+        Path::Network => {
+            over_network(&mut config);
+            congestion
+        }
+        Path::Loopback => {
+            over_loopback(&mut config);
+            congestion.starting_at(LOOPBACK_INITIAL_WINDOW)
+        }
+    };
     config
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
         .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW))
         .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .congestion_controller_factory(Arc::new(congestion))
         .send_window(SEND_WINDOW)
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
         .max_concurrent_uni_streams(VarInt::from_u32(16))
@@ -117,8 +130,7 @@ fn over_network(config: &mut TransportConfig) {
     config
         .initial_mtu(MTU_INITIAL)
         .ack_frequency_config(Some(ack_frequency()))
-        .mtu_discovery_config(Some(mtu))
-        .congestion_controller_factory(Arc::new(Congestion::new(SEND_WINDOW)));
+        .mtu_discovery_config(Some(mtu));
 }
 
 /// Sets the MTU for loopback, which drops no large packets. A burst that overruns the receiver may
@@ -127,13 +139,11 @@ fn over_network(config: &mut TransportConfig) {
 fn over_loopback(config: &mut TransportConfig) {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_LOOPBACK).black_hole_cooldown(BLACK_HOLE_TIME);
-    let congestion = Congestion::new(SEND_WINDOW).starting_at(LOOPBACK_INITIAL_WINDOW);
     config
         .enable_segmentation_offload(false)
         .initial_mtu(MTU_LOOPBACK_SURE)
         .min_mtu(MTU_LOOPBACK_SURE)
-        .mtu_discovery_config(Some(mtu))
-        .congestion_controller_factory(Arc::new(congestion));
+        .mtu_discovery_config(Some(mtu));
 }
 
 fn ack_frequency() -> AckFrequencyConfig {

@@ -131,7 +131,7 @@ pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     let (mut standing, mut endpoints) = (Vec::new(), vec![to_node]);
     for _ in 0..connections {
         let endpoint = match &links[..] {
-            [] => endpoint::dialer_for_memory(peer.address, &tls)?,
+            [] => endpoint::dialer_for_memory(peer.address, &tls, connections)?,
             _ => endpoint::dialer_for_link(peer.address, &tls)?,
         };
         standing.push(endpoint::connect(&endpoint, &peer).await?);

@@ -130,11 +130,13 @@ async fn serve(
         let rest = send_rest(context.clone(), preamble, connection.clone(), outstanding.clone());
         running.spawn(or_close(connection.clone(), rest));
     }
+    let together = route.connections.len() + further.peers.len();
+    let together = u16::try_from(together).unwrap_or(u16::MAX);
     for peer in further.peers {
         let preamble = route.preamble(StreamRole::Background);
         let dialer = match route.are_links {
             true => endpoint::dialer_for_link(peer.address, &further.tls),
-            false => endpoint::dialer_for_memory(peer.address, &further.tls),
+            false => endpoint::dialer_for_memory(peer.address, &further.tls, together),
         };
         let first = route.connections.first().filter(|_| route.are_links).cloned();
         let sending = (preamble, outstanding.clone());

@@ -14,10 +14,16 @@ const GROWTH: f64 = 0.4;
 const PACKETS_MIN: f64 = 2.0;
 
 /// A congestion window that grows by acknowledgements and shrinks by losses.
+///
+/// Of `together` connections that carry one migration, each grows so slowly that all of them have
+/// what one would have beside others: at the same share of lost packets, CUBIC's window is
+/// proportional to the fourth root of its growth (RFC 9438 §5.1), Reno's to the square root.
 #[derive(Debug, Clone)]
 pub(super) struct Cubic {
     /// Bytes that may be in flight.
     window: f64,
+    /// Connections that have one share together.
+    together: f64,
     /// The last loss; none in slow start.
     loss: Option<Loss>,
 }
@@ -30,14 +36,20 @@ struct Loss {
 }
 
 impl Cubic {
+    /// Creates a window for one of `together` connections, 1 or more, that have one share together.
+    pub(super) fn new(window: f64, together: u16) -> Self {
+        Self { window, together: f64::from(together), loss: None }
+    }
+
     /// Begins with slow start from `window` bytes.
-    pub(super) fn slow_start(window: f64) -> Self {
-        Self { window, loss: None }
+    pub(super) fn start_over(&mut self, window: f64) {
+        *self = Self { window, loss: None, ..*self };
     }
 
     /// Begins as if a loss had just left a window of `window` bytes.
-    pub(super) fn after_loss(window: f64, now: Instant) -> Self {
-        Self { window, loss: Some(Loss { at: now, peak: window / BETA }) }
+    pub(super) fn start_after_loss(&mut self, window: f64, now: Instant) {
+        let loss = Some(Loss { at: now, peak: window / BETA });
+        *self = Self { window, loss, ..*self };
     }
 
     /// Returns the bytes that may be in flight.
@@ -59,9 +71,11 @@ impl Cubic {
         let rtt_s = ack.rtt.as_secs_f64().max(1e-6);
         let peak = loss.peak / mtu;
         // RFC 9438 §4.2 and §4.3, in packets.
-        let plateau_s = (peak * (1.0 - BETA) / GROWTH).cbrt();
-        let cubic = GROWTH * (elapsed_s + rtt_s - plateau_s).powi(3) + peak;
-        let reno = peak * BETA + 3.0 * (1.0 - BETA) / (1.0 + BETA) * elapsed_s / rtt_s;
+        let growth = GROWTH / self.together.powi(4);
+        let plateau_s = (peak * (1.0 - BETA) / growth).cbrt();
+        let cubic = growth * (elapsed_s + rtt_s - plateau_s).powi(3) + peak;
+        let slope = 3.0 * (1.0 - BETA) / (1.0 + BETA) / self.together.powi(2);
+        let reno = peak * BETA + slope * elapsed_s / rtt_s;
         let target = (cubic.max(reno) * mtu).max(self.window).min(1.5 * self.window);
         self.window += (target - self.window) * bytes / self.window;
     }

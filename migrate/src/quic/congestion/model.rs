@@ -105,12 +105,13 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Begins a connection with `initial_window` bytes in flight, in packets of `mtu` bytes.
-    pub(super) fn new(initial_window: u64, mtu: u16) -> Self {
+    /// Begins one of `together` connections that have one share together, with `initial_window`
+    /// bytes in flight, in packets of `mtu` bytes.
+    pub(super) fn new(initial_window: u64, mtu: u16, together: u16) -> Self {
         let initial_window = initial_window as f64;
         Self {
             mode: Mode::Startup { best: 0.0, flat_rounds: 0 },
-            cubic: Cubic::slow_start(initial_window),
+            cubic: Cubic::new(initial_window, together),
             initial_window,
             mtu: f64::from(mtu),
             round: Round::new(),
@@ -197,7 +198,7 @@ impl Model {
     /// longer holds.
     pub(super) fn restart(&mut self) {
         self.mode = Mode::Startup { best: 0.0, flat_rounds: 0 };
-        self.cubic = Cubic::slow_start(self.initial_window);
+        self.cubic.start_over(self.initial_window);
         self.rates.clear();
         self.round = Round::new();
     }
@@ -346,7 +347,7 @@ impl Model {
 
     /// Goes on with CUBIC from `window` bytes.
     fn share(&mut self, now: Instant, window: f64) -> Mode {
-        self.cubic = Cubic::after_loss(window.max(self.least()), now);
+        self.cubic.start_after_loss(window.max(self.least()), now);
         Mode::Shared { since: now }
     }
 }

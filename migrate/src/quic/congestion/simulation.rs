@@ -58,13 +58,18 @@ pub(super) struct Flow {
 impl Flow {
     /// Creates a flow controlled by the model that starts at `start_s`.
     pub(super) fn model(start_s: f64) -> Self {
-        let model = Model::new(10 * PACKET, PACKET as u16);
+        Self::one_of(1, start_s)
+    }
+
+    /// As [`Flow::model`], for one of so many that have one share together.
+    pub(super) fn one_of(together: u16, start_s: f64) -> Self {
+        let model = Model::new(10 * PACKET, PACKET as u16, together);
         Self::new(Control::Model(Box::new(model)), start_s)
     }
 
     /// Creates a flow as of TCP that starts at `start_s`.
     pub(super) fn cubic(start_s: f64) -> Self {
-        Self::new(Control::Cubic(Cubic::slow_start(10.0 * PACKET as f64)), start_s)
+        Self::new(Control::Cubic(Cubic::new(10.0 * PACKET as f64, 1)), start_s)
     }
 
     fn new(control: Control, next_s: f64) -> Self {

@@ -94,15 +94,21 @@ fn one_that_joins_cubic_is_not_deterred_by_its_queue() {
 }
 
 #[test]
-fn four_connections_leave_cubic_its_share() {
+fn connections_of_one_migration_have_one_share_together() {
     let rate = GIGABIT / 8.0;
-    let flows = (0..4).map(|_| Flow::model(0.0)).chain([Flow::cubic(0.0)]).collect();
-    let mut five = Simulation::new(link(rate, 0.0), flows);
-    five.run(4.0);
-    let delivered = five.run(12.0);
-    // A fifth would be fair.
-    assert!(delivered[4] > 0.1 * 12.0 * rate, "{delivered:?}");
-    assert!(delivered[..4].iter().sum::<f64>() > 0.33 * 12.0 * rate, "{delivered:?}");
+    for together in [2, 4] {
+        let shares: Vec<f64> = (0..8)
+            .map(|n| {
+                let ours = (0..together).map(|_| Flow::one_of(together, 0.25 * f64::from(n)));
+                let flows = ours.chain([Flow::cubic(0.0)]).collect();
+                let mut all = Simulation::new(link(rate, 0.0), flows);
+                all.run(6.0);
+                all.run(20.0)[..usize::from(together)].iter().sum::<f64>() / (20.0 * rate)
+            })
+            .collect();
+        let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+        assert!((1.0 / 3.0..2.0 / 3.0).contains(&mean), "{together}: {shares:?}");
+    }
 }
 
 #[test]
@@ -156,7 +162,7 @@ fn one_packet(model: &mut Model, sent: Instant, rtt: Duration, bytes: u64) -> In
 }
 
 fn model() -> Model {
-    Model::new(10 * PACKET, PACKET as u16)
+    Model::new(10 * PACKET, PACKET as u16, 1)
 }
 
 fn is_sane(model: &Model) -> bool {

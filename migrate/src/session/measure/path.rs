@@ -71,7 +71,8 @@ pub(super) async fn measure(
     let host = (session.host.as_str(), session.port);
     let nodes = connect::candidates(host, &session.addresses, server_name).await?;
     let began = Instant::now();
-    let (node, endpoint, connection) = reach(nodes, tls).await?;
+    let connections = session.connections.unwrap_or(1).min(SINKS_MAX);
+    let (node, endpoint, connection) = reach(nodes, tls, connections).await?;
     let mut path = Path {
         is_measured: false,
         connect_seconds: began.elapsed().as_secs_f64(),
@@ -95,8 +96,8 @@ pub(super) async fn measure(
     };
     path.round_trip_seconds = connection.rtt().as_secs_f64();
     let mut lines = vec![Line { connection, stream, bytes_max, endpoint }];
-    while lines.len() < usize::from(session.connections.unwrap_or(1)).min(SINKS_MAX) {
-        let (line, answer) = one_more(&node, tls).await?;
+    while lines.len() < usize::from(connections) {
+        let (line, answer) = one_more(&node, tls, connections).await?;
         lines.push(line);
         answers.push(answer);
     }
@@ -109,11 +110,15 @@ fn is_unknown(error: &FrontError) -> bool {
     matches!(error, FrontError::Link(LinkError::Closed { .. }) | FrontError::Protocol { .. })
 }
 
-/// Connects to the node at the first of its addresses that answers.
-async fn reach(nodes: Vec<Peer>, tls: &Tls) -> Result<(Peer, Endpoint, Connection), LinkError> {
+/// Connects to the node at the first of its addresses that answers, `together` times in all.
+async fn reach(
+    nodes: Vec<Peer>,
+    tls: &Tls,
+    together: u16,
+) -> Result<(Peer, Endpoint, Connection), LinkError> {
     let mut silent = None;
     for node in nodes {
-        let connected = match endpoint::dialer_for_memory(node.address, tls) {
+        let connected = match endpoint::dialer_for_memory(node.address, tls, together) {
             Ok(endpoint) => {
                 endpoint::connect(&endpoint, &node).await.map(|connection| (endpoint, connection))
             }
@@ -133,8 +138,8 @@ async fn reach(nodes: Vec<Peer>, tls: &Tls) -> Result<(Peer, Endpoint, Connectio
 }
 
 /// Opens a sink on a connection of its own; returns how long its request took to be answered, too.
-async fn one_more(node: &Peer, tls: &Tls) -> Result<(Line, Duration), FrontError> {
-    let endpoint = endpoint::dialer_for_memory(node.address, tls)?;
+async fn one_more(node: &Peer, tls: &Tls, together: u16) -> Result<(Line, Duration), FrontError> {
+    let endpoint = endpoint::dialer_for_memory(node.address, tls, together)?;
     let connection = endpoint::connect(&endpoint, node).await?;
     let asked = Instant::now();
     let (stream, bytes_max) = open_sink(&connection, node).await?;
