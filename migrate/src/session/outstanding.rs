@@ -1,11 +1,11 @@
 //! The pages that a destination still lacks, and in which order one connection carries them.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
+use super::heat::Heat;
 use crate::memory::PageSet;
 
 /// Most pages that are sent with those that were requested: a guest that reads in sequence then
@@ -66,12 +66,11 @@ impl Outstanding {
         }
     }
 
-    /// Lets the pages follow that are not requested. Chunks that were written in many rounds come
-    /// first: `heat` has the number for each chunk of memory.
-    pub(super) fn release_rest(&self, heat: &[u8]) {
+    /// Lets the pages follow that are not requested, the hottest chunks first.
+    pub(super) fn release_rest(&self, heat: &Heat) {
         let mut chunks = self.lock().chunks_left();
         // Not under the lock: the guest's first requests need it.
-        hottest_first(&mut chunks, heat);
+        heat.order(&mut chunks);
         self.lock().begin(chunks);
         self.background.send_modify(|background| background.is_released = true);
     }
@@ -194,11 +193,6 @@ impl Queue {
     }
 }
 
-/// Puts chunks that were sent in many rounds first, and otherwise keeps their order.
-fn hottest_first(chunks: &mut [u32], heat: &[u8]) {
-    chunks.sort_by_key(|chunk| Reverse(heat.get(*chunk as usize).copied().unwrap_or(0)));
-}
-
 /// Returns those of the pages `left` that follow the highest of `pages`, then those that precede
 /// it, the nearest first, until there are enough.
 fn neighbours(left: u64, pages: u64) -> u64 {
@@ -243,12 +237,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_in_many_rounds_comes_first() {
+    fn what_was_written_lately_comes_first() {
         let outstanding = Outstanding::new(PageSet::full(4));
-        outstanding.release_rest(&[1, 3, 1, 2]);
+        let mut heat = Heat::default();
+        heat.begin_round(&[1, 0, 1, 0]);
+        heat.begin_round(&[0, 1, 0, 1]);
+        outstanding.release_rest(&heat);
         let next = || outstanding.more_unasked().map(|(chunk, _)| chunk);
         assert_eq!([next(), next()], [Some(1), Some(3)]);
-        outstanding.release_rest(&[]);
+        outstanding.release_rest(&Heat::default());
         assert_eq!([next(), next(), next()], [Some(0), Some(2), None], "it may come repeatedly");
     }
 
@@ -286,7 +283,7 @@ mod tests {
         let outstanding = Outstanding::new(PageSet::full(2));
         assert_eq!(outstanding.more_unasked(), None, "the guest is still paused");
         outstanding.request(1, 1);
-        outstanding.release_rest(&[]);
+        outstanding.release_rest(&Heat::default());
         assert_eq!(outstanding.more_unasked(), None);
         let background = outstanding.next_unasked();
         tokio::pin!(background);

@@ -281,13 +281,10 @@ impl Work {
         }
     }
 
-    /// Counts a round in which these pages are sent.
+    /// Notes a round in which these pages are sent.
     fn heat_up(&self, dirty: &PageSet) {
         let mut heat = self.context.heat.lock().unwrap_or_else(PoisonError::into_inner);
-        heat.resize(self.context.memory_chunks, 0);
-        for (heat, _) in heat.iter_mut().zip(dirty.words()).filter(|(_, word)| **word != 0) {
-            *heat = heat.saturating_add(1);
-        }
+        heat.begin_round(&dirty.words()[..self.context.memory_chunks]);
     }
 
     /// Ends all streams.

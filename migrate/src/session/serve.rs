@@ -8,6 +8,7 @@ use quinn::{Connection, Endpoint, ReadExactError, RecvStream, SendStream, WriteE
 use tokio::sync::watch;
 use tokio::task::{JoinSet, yield_now};
 
+use super::heat::Heat;
 use super::outstanding::{Answer, Outstanding};
 use super::sender::Route;
 use super::stream_sender::{Owned, StreamContext};
@@ -48,8 +49,8 @@ enum ServeError {
 /// A running server. Dropping it stops it at once.
 pub(super) struct Server {
     outstanding: Arc<Outstanding>,
-    /// In how many rounds each chunk of memory was sent.
-    heat: Arc<Mutex<Vec<u8>>>,
+    /// When each chunk of memory was written.
+    heat: Arc<Mutex<Heat>>,
     _stop: watch::Sender<()>,
 }
 

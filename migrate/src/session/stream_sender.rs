@@ -7,6 +7,7 @@ use quinn::{Connection, SendStream};
 use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep};
 
+use super::heat::Heat;
 use super::limiter::Limiter;
 use super::links::Links;
 use super::pool::{Pool, REPEAT_AFTER, Share};
@@ -48,8 +49,8 @@ pub(super) struct StreamContext {
     pub(super) memory_chunks: usize,
     /// Set when rounds are to end: what they have not sent by then follows the guest.
     pub(super) is_ending: Arc<AtomicBool>,
-    /// In how many rounds each chunk of memory was sent.
-    pub(super) heat: Arc<Mutex<Vec<u8>>>,
+    /// When each chunk of memory was written.
+    pub(super) heat: Arc<Mutex<Heat>>,
     /// What each of several links carries.
     pub(super) links: Arc<Links>,
 }
