@@ -30,8 +30,9 @@ pub(crate) struct AttachDiskArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The disk, a file or block device, with options as for --disk of `lighter run`: ro,
-    /// serial=TEXT, queues=N, cache=writeback|none, engine=auto|io_uring|sync.
+    /// The disk, a file or block device, with options as for --disk of `lighter run`: ro (always
+    /// so for a file NAME.iso), serial=TEXT, queues=N, cache=writeback|none,
+    /// engine=auto|io_uring|sync.
     #[arg(value_name = "PATH[,OPTION...]")]
     pub(crate) disk: DiskArg,
 

@@ -1,7 +1,7 @@
 //! `--disk PATH[,ro][,serial=TEXT][,queues=N][,cache=MODE][,engine=HOW]`, and `[[disk]]` in a
 //! guest's file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
@@ -31,9 +31,9 @@ pub(crate) enum DiskAccess {
 pub(crate) struct DiskArg {
     /// The file or block device.
     pub(crate) path: PathBuf,
-    /// What the guest may do with it.
+    /// What was asked for; [`DiskArg::access`] decides.
     #[serde(rename = "read-only", default, deserialize_with = "access")]
-    pub(crate) access: DiskAccess,
+    access: DiskAccess,
     /// Serial number; empty when none was given.
     #[serde(default)]
     pub(crate) serial: String,
@@ -53,7 +53,22 @@ fn access<'de, D: Deserializer<'de>>(from: D) -> Result<DiskAccess, D::Error> {
     Ok(if is_read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite })
 }
 
+/// Returns whether `path` is that of an installation medium: whether its name ends in `.iso`.
+fn is_medium(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("iso"))
+}
+
 impl DiskArg {
+    /// Returns what the guest may do with the disk. It only reads an installation medium, which
+    /// other guests need unchanged.
+    pub(crate) fn access(&self) -> DiskAccess {
+        let leads_to_one = || self.path.canonicalize().is_ok_and(|found| is_medium(&found));
+        match is_medium(&self.path) || leads_to_one() {
+            true => DiskAccess::ReadOnly,
+            false => self.access,
+        }
+    }
+
     /// Whether any host could have such a disk, the guest's disk number `index`.
     ///
     /// # Errors
@@ -129,12 +144,28 @@ mod tests {
     #[test]
     fn a_disk_is_a_path_with_options() {
         let disk: DiskArg = "/d/a.raw,ro,serial=a-1".parse().unwrap();
-        assert_eq!((disk.access, disk.serial.as_str()), (DiskAccess::ReadOnly, "a-1"));
+        assert_eq!((disk.access(), disk.serial.as_str()), (DiskAccess::ReadOnly, "a-1"));
         let plain: DiskArg = "a.raw".parse().unwrap();
         let tuned: DiskArg = "a.raw,queues=2,engine=sync,cache=none".parse().unwrap();
         assert_eq!((tuned.queues, tuned.engine), (Some(2), EngineChoice::Sync));
         assert_eq!((plain.cache, tuned.cache), (CacheMode::Writeback, CacheMode::None));
-        assert_eq!((plain.path, plain.access), (PathBuf::from("a.raw"), DiskAccess::ReadWrite));
+        assert_eq!((plain.access(), plain.path), (DiskAccess::ReadWrite, PathBuf::from("a.raw")));
+    }
+
+    #[test]
+    fn an_installation_medium_is_only_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let [medium, link, other] =
+            ["debian.iso", "medium", "iso"].map(|name| folder.path().join(name));
+        std::fs::write(&medium, "").unwrap();
+        std::os::unix::fs::symlink(&medium, &link).unwrap();
+        let access = |path: &Path| path.to_str().unwrap().parse::<DiskArg>().unwrap().access();
+        for path in [&medium, &link, Path::new("/nowhere/a.b.ISO")] {
+            assert_eq!(access(path), DiskAccess::ReadOnly, "{}", path.display());
+        }
+        for path in [&other, Path::new("/d/a.iso.raw"), Path::new("/d.iso/a")] {
+            assert_eq!(access(path), DiskAccess::ReadWrite, "{}", path.display());
+        }
     }
 
     #[test]

@@ -108,12 +108,12 @@ pub(crate) struct GuestSpec {
     pub(crate) restart: Option<RestartArg>,
 
     /// Disk for the guest, a raw file, a qcow2 image (NAME.qcow2) or a block device: /dev/vda
-    /// first. Give it more than once for more disks. ro: the guest only reads it; serial=TEXT: what
-    /// it sees as serial number; queues=N: request queues [default: one for each vCPU, 8 at most];
-    /// cache=writeback|none: with `none`, a raw disk bypasses the host's page cache (O_DIRECT);
-    /// engine=auto|io_uring|sync. It is locked while the guest runs; no lock keeps other hosts from
-    /// a block device that they share. To migrate, have the same disk under the same path on both
-    /// hosts, or `--copy-disks`.
+    /// first. Give it more than once for more disks. ro: the guest only reads it, as it always does
+    /// an installation medium (NAME.iso); serial=TEXT: what it sees as serial number; queues=N:
+    /// request queues [default: one for each vCPU, 8 at most]; cache=writeback|none: with `none`, a
+    /// raw disk bypasses the host's page cache (O_DIRECT); engine=auto|io_uring|sync. It is locked
+    /// while the guest runs; no lock keeps other hosts from a block device that they share. To
+    /// migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
     #[arg(long, value_name = "PATH[,OPTION...]", requires = "system")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
@@ -442,7 +442,7 @@ impl GuestSpec {
 
     /// The disks that the guest writes.
     pub(crate) fn written_disks(&self) -> impl Iterator<Item = &Path> {
-        let written = self.disk.iter().filter(|disk| disk.access == DiskAccess::ReadWrite);
+        let written = self.disk.iter().filter(|disk| disk.access() == DiskAccess::ReadWrite);
         written.map(|disk| disk.path.as_path())
     }
 

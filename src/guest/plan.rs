@@ -128,7 +128,7 @@ pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
 /// # Errors
 /// If it does not exist, or is not a disk.
 pub(super) fn disk(disk: &DiskArg, vcpus: u8) -> Result<BlockConfig> {
-    let access = match disk.access {
+    let access = match disk.access() {
         DiskAccess::ReadWrite => Access::ReadWrite,
         DiskAccess::ReadOnly => Access::ReadOnly,
     };

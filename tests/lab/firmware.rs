@@ -94,7 +94,7 @@ fn firmware_boots_an_installation_medium_and_has_a_shell_when_nothing_boots() {
     let medium = format!("{SHARED}/medium.iso");
     here.sh(&MAKE_MEDIUM.replace("MEDIUM", &medium)).ok();
     // The first disk has no boot loader, as one to which a system is to be installed.
-    let disks = format!("--disk /dev/vdb --disk {medium},ro");
+    let disks = format!("--disk /dev/vdb --disk {medium}");
     let guest = StockGuest::boot_by_firmware(&lab, here, 1, FIRMWARE, &disks);
     let uses_medium = |host| {
         let cmdline = guest.sh(host, "cat /proc/cmdline").ok();
@@ -113,7 +113,7 @@ fn firmware_boots_an_installation_medium_and_has_a_shell_when_nothing_boots() {
     guest.shut_down(there);
 
     here.sh("head -c 64M /dev/urandom > /var/lib/disks/nonsense.iso").ok();
-    let disks = "--disk /var/lib/disks/nonsense.iso,ro";
+    let disks = "--disk /var/lib/disks/nonsense.iso";
     here.lighter(&format!("run --detach --name none --memory 256M --firmware {FIRMWARE} {disks}"))
         .ok();
     until("the firmware offers its shell", || {

@@ -8,6 +8,7 @@ use super::place::{GUEST, Place, make_disk};
 
 use support::Exit;
 use support::checks::nothing_left_behind;
+use support::kernel::sleeper;
 
 #[test]
 fn an_attached_disk_is_locked_moves_and_is_saved_with_its_guest() {
@@ -55,6 +56,30 @@ fn an_attached_disk_is_locked_moves_and_is_saved_with_its_guest() {
     assert_eq!(caches, ["writeback", "none"]);
     place.runs_only_on(&place.pair.b);
     nothing_left_behind(&place.pair.hosts());
+}
+
+#[test]
+fn an_installation_medium_is_only_read_however_a_guest_gets_it() {
+    let place = Place::new();
+    let run = |arguments: &[&str]| place.pair.a.run(arguments);
+    let medium = place.folder("a").join("debian.iso");
+    make_disk(&medium);
+    let path = medium.display().to_string();
+    place.run_on("typed", &medium).ok();
+    run(&["attach-disk", GUEST, &path]).ok();
+    let (kernel, file) = (sleeper(place.pair.folder()), place.pair.folder().join("defined.toml"));
+    let disk = format!("[[disk]]\npath = {path:?}\nread-only = false\n");
+    let defined = format!("name = \"defined\"\nmemory = \"64M\"\nkernel = {kernel:?}\n{disk}");
+    fs::write(&file, defined).expect("a file");
+    run(&["define", &file.display().to_string()]).ok();
+    run(&["start", "defined"]).ok();
+    for name in ["typed", GUEST, "defined"] {
+        let shown = run(&["show", name, "--json"]).json();
+        let disk = shown["disks"].as_array().and_then(|disks| disks.last());
+        let found = disk.map(|disk| (&disk["path"], &disk["read_only"]));
+        assert_eq!(found, Some((&path.as_str().into(), &true.into())), "{shown:#}");
+        run(&["destroy", name]).ok();
+    }
 }
 
 #[test]
