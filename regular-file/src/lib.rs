@@ -40,13 +40,39 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 /// # Errors
 /// As [`open`].
 pub fn open_untrusted(path: &Path) -> io::Result<File> {
-    let found = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
-    let kind = found.metadata()?.file_type();
-    if !kind.is_file() {
-        return Err(refusal(name(kind)));
+    Found::at(path)?.open()
+}
+
+/// A regular file that was found and is not open yet. Whatever its path leads to meanwhile, it
+/// stays the same file.
+#[derive(Debug)]
+pub struct Found(File);
+
+impl Found {
+    /// Finds the regular file at `path`.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let found = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+        let kind = found.metadata()?.file_type();
+        if kind.is_file() { Ok(Self(found)) } else { Err(refusal(name(kind))) }
     }
-    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
-    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(again)
+
+    /// Returns a descriptor of the file, with which its content cannot be read (`O_PATH`).
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+
+    /// Opens the file for reading, as [`open_untrusted`] does.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn open(&self) -> io::Result<File> {
+        let again = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(again)
+    }
 }
 
 /// Reads the whole content of the regular file at `path`, which may have `bytes_max` bytes at most.
@@ -209,6 +235,20 @@ mod tests {
         assert_eq!(both.kind(), ErrorKind::InvalidInput);
         let missing = read(&folder.path().join("missing"), 10).unwrap_err();
         assert_eq!(missing.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_file_that_is_opened_is_the_one_that_was_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, other] = ["file", "other"].map(|name| folder.path().join(name));
+        fs::write(&path, "found").unwrap();
+        fs::write(&other, "other").unwrap();
+        let found = Found::at(&path).unwrap();
+        assert!(read_opened(&mut found.file().try_clone().unwrap(), 10).is_err(), "not open yet");
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        assert_eq!(read_opened(&mut found.open().unwrap(), 10).unwrap(), b"found");
+        assert_eq!(read_opened(&mut open_untrusted(&path).unwrap(), 10).unwrap(), b"other");
     }
 
     #[test]

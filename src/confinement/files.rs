@@ -14,6 +14,9 @@ use crate::state_dir::{GuestDir, StateDir};
 pub(super) enum Use {
     /// Read the file, or what is in the folder.
     Read,
+    /// Read a file that an image is based on. It must be a regular file at this very path: another
+    /// program may have put a link there since the image was read.
+    Backing,
     /// Read and write it, or the files of a folder.
     Write,
     /// Read and write the files of a folder, and create and remove files in it.
@@ -154,7 +157,7 @@ impl Files {
     /// Adds this disk, what it is based on, what is locked behind it, and what sysfs says about it.
     pub(crate) fn add_disk(&mut self, path: &Path) {
         self.wanted.push((path.to_owned(), Use::Disk));
-        self.wanted.extend(block::backing_files(path).into_iter().map(|path| (path, Use::Read)));
+        self.wanted.extend(block::backing_files(path).into_iter().map(|path| (path, Use::Backing)));
         self.wanted.extend(block::behind_loops(path).into_iter().map(|path| (path, Use::Disk)));
         self.wanted.extend(block::facts_of(path).into_iter().map(|folder| (folder, Use::Read)));
     }

@@ -1,8 +1,9 @@
 //! The files and ports that Landlock leaves to a guest's process.
 
 use std::fs::{File, FileType};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use landlock::{
@@ -58,6 +59,9 @@ fn enforce(files: &Files) -> Result<RulesetStatus> {
         // Ask the open file: by now its name may lead to another one.
         let kind = File::from(place.as_fd().try_clone_to_owned()?).metadata()?.file_type();
         let Some(access) = rights(*what, kind) else { continue };
+        if *what == Use::Backing && !is_at(&place, path) {
+            continue;
+        }
         rules = rules.add_rule(PathBeneath::new(&place, access))?;
         // A rule is about an inode, and procfs makes a new one when it has dropped the old one from
         // its cache. It does not drop what is open.
@@ -70,6 +74,12 @@ fn enforce(files: &Files) -> Result<RulesetStatus> {
     Ok(rules.restrict_self()?.ruleset)
 }
 
+/// Returns whether an open file is at `path` itself, and not where links led from there.
+fn is_at(file: &impl AsFd, path: &Path) -> bool {
+    let link = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    std::fs::read_link(link).is_ok_and(|place| place == path)
+}
+
 /// The rights of `what` on a file of this kind; `None` if the kind does not suit the use.
 fn rights(what: Use, kind: FileType) -> Option<BitFlags<AccessFs>> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
@@ -79,9 +89,10 @@ fn rights(what: Use, kind: FileType) -> Option<BitFlags<AccessFs>> {
         Use::Write => write,
         Use::Keep => write | make_bitflags!(AccessFs::{MakeReg | MakeSock | RemoveFile}),
         Use::RemoveFolders => AccessFs::RemoveDir.into(),
+        Use::Backing if kind.is_file() => read,
         Use::Device if kind.is_char_device() => write | AccessFs::IoctlDev,
         Use::Disk if kind.is_file() || kind.is_block_device() => write | AccessFs::IoctlDev,
-        Use::Device | Use::Disk => return None,
+        Use::Backing | Use::Device | Use::Disk => return None,
     };
     Some(if kind.is_dir() { access } else { access & AccessFs::from_file(WANTED) })
 }
@@ -89,9 +100,19 @@ fn rights(what: Use, kind: FileType) -> Option<BitFlags<AccessFs>> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
-    use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn a_link_does_not_lead_to_what_an_image_is_based_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        let [file, link] = ["file", "link"].map(|name| folder.join(name));
+        std::fs::write(&file, "content").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(is_at(&PathFd::new(&file).unwrap(), &file));
+        assert!(!is_at(&PathFd::new(&link).unwrap(), &link));
+    }
 
     #[test]
     fn only_files_and_block_devices_are_opened_for_disks() {
@@ -103,6 +124,9 @@ mod tests {
         let rights_at = |path: &Path| rights(Use::Disk, path.metadata().unwrap().file_type());
         let disk = rights_at(&file).unwrap();
         assert!(disk.contains(AccessFs::WriteFile) && !disk.contains(AccessFs::ReadDir));
+        let backing = |path: &Path| rights(Use::Backing, path.metadata().unwrap().file_type());
+        assert!(backing(&file).is_some_and(|access| !access.contains(AccessFs::WriteFile)));
+        assert!(backing(&pipe).is_none() && backing(folder.path()).is_none());
         for other in [Path::new("/"), Path::new("/dev/null"), folder.path(), &pipe, &socket] {
             assert_eq!(rights_at(other), None, "{}", other.display());
         }

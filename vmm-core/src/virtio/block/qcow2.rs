@@ -9,8 +9,9 @@
 //! kept in memory, and may be old by the take-over.
 //!
 //! An image's maker chooses the path of its backing file, so only files beside the image are
-//! opened. Their formats are those that images say they have; none is guessed.
+//! opened ([`backing`]). Their formats are those that images say they have; none is guessed.
 
+mod backing;
 mod header;
 #[cfg(test)]
 mod tests;
@@ -29,15 +30,16 @@ use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping,
 };
 
+pub(super) use self::backing::Backing;
+use self::backing::Below;
 use self::header::Header;
 use super::config::Access;
 use super::copy::next_data;
 use super::store::move_bytes;
 use crate::memory::RamMap;
-use crate::sys::file::{Clearing, Direction, make_blocking};
+use crate::sys::file::{Clearing, Direction};
 use crate::sys::image_file::{DirtyMark, ImageFile};
 use crate::virtio::buffers::Buffers;
-use crate::virtio::handed::path_of;
 
 /// Ending of an image's name, and how an image says that its backing file is one.
 const FORMAT: &str = "qcow2";
@@ -70,44 +72,6 @@ pub fn backing_files(path: &Path) -> Vec<PathBuf> {
     files.unwrap_or_default()
 }
 
-/// A file that an image is based on. It is only read.
-#[derive(Debug, Clone)]
-pub(super) struct Backing {
-    /// Path without links.
-    pub(super) path: PathBuf,
-    /// The open file.
-    pub(super) file: Arc<File>,
-    /// Most memory for its tables, in bytes.
-    tables_bytes: u64,
-}
-
-/// The files below an image.
-#[derive(Default)]
-struct Below {
-    found: Vec<Backing>,
-    /// Those that another process has opened, with their paths.
-    handed: Vec<(PathBuf, Arc<File>)>,
-}
-
-impl Below {
-    /// Returns the file at `path`, a path without links, as a file of this format; opens it if it
-    /// is not open yet.
-    fn file(&mut self, path: &Path, format: &str) -> io::Result<Arc<File>> {
-        if let Some(known) = self.found.iter().find(|known| known.path == path) {
-            return Ok(Arc::clone(&known.file));
-        }
-        let file = match self.handed.iter().find(|(handed, _)| handed == path) {
-            Some((_, file)) => Arc::clone(file),
-            None => Arc::new(regular_file::open_untrusted(path)?),
-        };
-        make_blocking(&file)?;
-        let image = (format == FORMAT).then(|| Header::read(&file)).transpose()?;
-        let tables_bytes = image.map_or(0, |header| header.tables_bytes());
-        self.found.push(Backing { path: path.to_owned(), file: Arc::clone(&file), tables_bytes });
-        Ok(file)
-    }
-}
-
 /// An image in a file; see the module. All methods may be called from any thread.
 pub(super) struct Image {
     path: PathBuf,
@@ -117,7 +81,7 @@ pub(super) struct Image {
     /// Taken for what may write the tables.
     writing: Mutex<()>,
     mark: Arc<DirtyMark>,
-    backing: Vec<Backing>,
+    below: Below,
 }
 
 type Tables = FormatAccess<ImageFile>;
@@ -141,14 +105,12 @@ impl Image {
         access: Access,
         handed: &[Arc<File>],
     ) -> io::Result<Self> {
-        // A disk without a name yet has no links.
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let handed = handed.iter().map(|file| Ok((path_of(file)?, Arc::clone(file))));
-        let mut below = Below { handed: handed.collect::<io::Result<_>>()?, ..Below::default() };
+        let mut below = Below::new(path, file, handed);
         let mark = DirtyMark::new(file);
-        let tables = open(&path, file, access, &mark, &mut below)?;
-        let (file, tables, writing) = (Arc::clone(file), RwLock::new(tables), Mutex::new(()));
-        Ok(Self { path, file, tables, writing, mark, backing: below.found })
+        let tables = open(path, file, access, &mark, &mut below)?;
+        let (path, file) = (path.to_owned(), Arc::clone(file));
+        let (tables, writing) = (RwLock::new(tables), Mutex::new(()));
+        Ok(Self { path, file, tables, writing, mark, below })
     }
 
     /// Opens the image again, whose tables may have changed in the file.
@@ -163,7 +125,7 @@ impl Image {
     fn read_again(&self, tables: &mut Tables, access: Access) -> io::Result<()> {
         tables.flush()?;
         self.mark.clear()?;
-        let mut below = Below { found: self.backing.clone(), ..Below::default() };
+        let mut below = self.below.clone();
         *tables = open(&self.path, &self.file, access, &self.mark, &mut below)?;
         Ok(())
     }
@@ -186,7 +148,7 @@ impl Image {
 
     /// Returns the files that the image is based on, the nearest one first.
     pub(super) fn backing(&self) -> &[Backing] {
-        &self.backing
+        self.below.opened()
     }
 
     /// Fills `bytes` with what the disk has from `offset` on.
@@ -295,7 +257,7 @@ impl Image {
     /// If its tables would need too much memory, or it cannot be written; it may have grown then.
     pub(super) fn grow(&self, known: u64, bytes: u64) -> io::Result<()> {
         let own = Header::read(&self.file)?.of_disk(bytes).tables_bytes();
-        let below = self.backing.iter().map(|file| file.tables_bytes);
+        let below = self.backing().iter().map(|file| file.tables_bytes);
         if below.fold(own, u64::saturating_add) > TABLES_BYTES_MAX {
             let what =
                 format!("its tables would need more than {} MiB of memory", TABLES_BYTES_MAX >> 20);
@@ -491,7 +453,7 @@ fn open(
         }
     };
     let image = Qcow2::open_image(storage, access == Access::ReadWrite)?;
-    with_backing(image, path, file, below, Above { files: 0, tables_bytes: 0 })
+    with_backing(image, file, below, Above { files: 0, tables_bytes: 0 })
 }
 
 /// Checks that an image has a place for the mark, and is not marked.
@@ -523,7 +485,6 @@ struct Above {
 /// Opens the files that an image is based on, one after the other.
 fn with_backing(
     mut image: Qcow2<ImageFile>,
-    path: &Path,
     file: &File,
     below: &mut Below,
     above: Above,
@@ -552,9 +513,9 @@ fn with_backing(
             );
         }
         (Some(named), Some(format)) => {
-            let named = path.parent().unwrap_or(path).join(named);
+            let named = below.path(named);
             let above = Above { files: above.files + 1, tables_bytes };
-            let next = open_below((path, &named), format, below, above);
+            let next = open_below(&named, format, below, above);
             Some(next.map_err(|error| {
                 let text = format!("its backing file {}: {error}", named.display());
                 io::Error::new(error.kind(), text)
@@ -565,30 +526,18 @@ fn with_backing(
     Ok(FormatAccess::new(image))
 }
 
-/// Opens the backing file of the image at `path`, which has it as `named`.
-fn open_below(
-    (path, named): (&Path, &Path),
-    format: &str,
-    below: &mut Below,
-    above: Above,
-) -> io::Result<Tables> {
+/// Opens the backing file at `named`.
+fn open_below(named: &Path, format: &str, below: &mut Below, above: Above) -> io::Result<Tables> {
     if above.files >= FILES_MAX {
         return Err(io::Error::other(format!(
             "there are more than {FILES_MAX} files, or the last one leads back to the first"
         )));
     }
-    let found = named.canonicalize()?;
-    if found.parent() != path.parent() {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "only files in the folder of the image are read: move it there, and tell the image by `qemu-img rebase -u -b FILE -F FORMAT`",
-        ));
-    }
-    let file = below.file(&found, format)?;
+    let (found, file) = below.open(named, format)?;
     match format {
         FORMAT => {
             let image = Qcow2::open_image(ImageFile::to_read(&found, &file), false)?;
-            with_backing(image, &found, &file, below, above)
+            with_backing(image, &file, below, above)
         }
         "raw" => {
             let raw = Raw::builder(ImageFile::unmarked(&found, &file));

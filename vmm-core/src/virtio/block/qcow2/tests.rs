@@ -1,6 +1,8 @@
 //! Tests of qcow2 images.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use proptest::prelude::*;
@@ -205,7 +207,7 @@ fn files_elsewhere_and_chains_without_an_end_are_not_opened() {
     let folder = Folder::new();
     fs::create_dir(folder.path("below")).unwrap();
     fs::write(folder.path("below/secret"), [1; 512]).unwrap();
-    std::os::unix::fs::symlink("below/secret", folder.path("link")).unwrap();
+    symlink("below/secret", folder.path("link")).unwrap();
     for backing in ["below/secret", "link", "/etc/passwd", "../../../../../etc/passwd"] {
         folder.create("a.qcow2", 512, Some((backing, "raw")));
         let refusal = folder.refusal("a.qcow2");
@@ -219,6 +221,60 @@ fn files_elsewhere_and_chains_without_an_end_are_not_opened() {
     nix::unistd::mkfifo(&folder.path("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
     folder.create("a.qcow2", 512, Some(("pipe", "raw")));
     assert!(folder.refusal("a.qcow2").contains("pipe"));
+}
+
+#[test]
+fn a_link_that_replaces_a_backing_file_meanwhile_leads_nowhere() {
+    let folder = Folder::new();
+    let [base, new, inside] = ["base", "new", "inside"].map(|name| folder.path(name));
+    fs::create_dir(folder.path("below")).unwrap();
+    fs::write(folder.path("below/secret"), [2; 512]).unwrap();
+    fs::write(&inside, [1; 512]).unwrap();
+    fs::hard_link(&inside, &base).unwrap();
+    folder.create("a.qcow2", 512, Some(("base", "raw")));
+    let is_over = AtomicBool::new(false);
+    let swap = || {
+        while !is_over.load(Ordering::Relaxed) {
+            symlink("below/secret", &new).unwrap();
+            fs::rename(&new, &base).unwrap();
+            fs::hard_link(&inside, &new).unwrap();
+            fs::rename(&new, &base).unwrap();
+        }
+    };
+    let read = || {
+        let image = folder.open("a.qcow2", Access::ReadOnly);
+        image.map(|image| content(&image)).ok()
+    };
+    let found = std::thread::scope(|scope| {
+        scope.spawn(swap);
+        let (mut found, mut refused) = (Vec::new(), 0);
+        for _ in 0..1_000_000 {
+            match read() {
+                Some(bytes) => found.push(bytes),
+                None => refused += 1,
+            }
+            if found.len() >= 200 && refused >= 200 {
+                break;
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        found
+    });
+    assert!(found.len() >= 200 && found.iter().all(|bytes| *bytes == [1; 512]));
+}
+
+#[test]
+fn an_image_that_was_replaced_has_no_backing_files() {
+    let folder = Folder::new();
+    fs::write(folder.path("base"), [1; 512]).unwrap();
+    folder.create("a.qcow2", 512, Some(("base", "raw")));
+    folder.create("b.qcow2", 512, None);
+    let opened = folder.file("a.qcow2");
+    Image::open(&folder.path("a.qcow2"), &opened, Access::ReadOnly, &[]).unwrap();
+    fs::rename(folder.path("b.qcow2"), folder.path("a.qcow2")).unwrap();
+    let refused = Image::open(&folder.path("a.qcow2"), &opened, Access::ReadOnly, &[]);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("moved or replaced"), "{refused}");
 }
 
 #[test]
