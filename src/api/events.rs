@@ -71,6 +71,8 @@ pub(crate) enum What {
         /// Why it was reset.
         reason: String,
     },
+    /// The guest's firmware has found nothing to boot, and waits at its console.
+    NothingToBoot,
     /// A device was attached to the guest.
     DeviceAttached {
         /// The device: "disk" and its path, or "network device" and its address.
@@ -154,6 +156,9 @@ impl fmt::Display for What {
             Self::Paused => write!(f, "paused"),
             Self::Resumed => write!(f, "resumed"),
             Self::Reset { reason } => write!(f, "reset: {reason}"),
+            Self::NothingToBoot => {
+                write!(f, "nothing to boot: its firmware waits at its console")
+            }
             Self::DeviceAttached { device, address } => write!(f, "{device} attached at {address}"),
             Self::DeviceDetached { device, error: None } => write!(f, "{device} detached"),
             Self::DeviceDetached { device, error: Some(error) } => {

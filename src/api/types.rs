@@ -129,7 +129,7 @@ pub(crate) struct GuestInfo {
     /// The running migration, or the last one.
     pub(crate) migration_id: Option<Uuid>,
     /// More about the state, for people: why it is in doubt, or the destination of its memory out
-    /// of reach, and what to do.
+    /// of reach, or that its firmware has found nothing to boot, and what to do.
     pub(crate) detail: Option<String>,
     /// What its process is confined to.
     #[serde(default)]

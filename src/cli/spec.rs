@@ -62,8 +62,9 @@ pub(crate) struct GuestSpec {
 
     /// Firmware that boots what is on the guest's disks, as a distribution's image has it: an ELF
     /// file with a PVH entry, such as EDK2's build for Cloud Hypervisor (CLOUDHV.fd). It implies
-    /// `--machine pci`. A guest that has moved reboots only if the file was at the same path, with
-    /// the same content, on that host when it arrived.
+    /// `--machine pci`, and needs something to boot from, as a rule a disk. A guest that has moved
+    /// reboots only if the file was at the same path, with the same content, on that host when it
+    /// arrived.
     #[arg(long, value_name = "FILE", groups = ["system", "own"])]
     pub(crate) firmware: Option<PathBuf>,
 

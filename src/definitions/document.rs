@@ -405,9 +405,10 @@ tap = "tap-db"
 
     #[test]
     fn firmware_takes_a_machine_with_pci_and_nothing_of_a_kernels() {
-        let spec = read("firmware = \"/f\"\nrng = true\nvsock = 3").unwrap();
+        let disk = "[[disk]]\npath = \"/d\"";
+        let spec = read(&format!("firmware = \"/f\"\nrng = true\nvsock = 3\n{disk}")).unwrap();
         assert_eq!((spec.machine(), spec.has_system()), (MachineKind::Pci, true));
-        let machine = |kind: &str| format!("firmware = \"/f\"\nmachine = \"{kind}\"");
+        let machine = |kind: &str| format!("firmware = \"/f\"\nmachine = \"{kind}\"\n{disk}");
         assert_eq!(read(&machine("pci")).unwrap().machine(), MachineKind::Pci);
         refused(&machine("mmio"), "2: machine: ", "`firmware` needs the machine `pci`");
         refused("firmware = \"/f\"\nkernel = \"/k\"", "1: firmware: ", "not both");
@@ -415,7 +416,12 @@ tap = "tap-db"
             let key = line.split(' ').next().unwrap();
             refused(&format!("firmware = \"/f\"\n{line}"), &format!("2: {key}: "), "`kernel`");
         }
-        refused("firmware = \"f\"", "1: firmware: ", "`f` must be an absolute path");
+        let relative = format!("firmware = \"f\"\n{disk}");
+        refused(&relative, "1: firmware: ", "`f` must be an absolute path");
+        refused("firmware = \"/f\"", "1: firmware: ", "give it a `disk`");
+        for other in ["[[net]]\nbridge = \"br0\"", "device = [\"vfio=03:00.0\"]"] {
+            read(&format!("firmware = \"/f\"\n{other}")).unwrap();
+        }
         let of = |text: &str| read(text).unwrap().machine();
         assert_eq!(of("kernel = \"/k\""), MachineKind::Pci);
         assert_eq!(of("kernel = \"/k\"\nmachine = \"mmio\""), MachineKind::Mmio);
@@ -497,7 +503,8 @@ tap = "tap-db"
         assert_eq!(kept("kernel = \"/k\"", Some(of(mmio))), mmio);
         assert_eq!(kept("kernel = \"/k\"\nacpi = \"off\"", None), mmio);
         assert_eq!(kept("kernel = \"/k\"\nmachine = \"pci\"", Some(of(mmio))), pci);
-        assert_eq!(kept("firmware = \"/f\"", Some(of(mmio))), pci);
+        let firmware = "firmware = \"/f\"\n[[disk]]\npath = \"/d\"";
+        assert_eq!(kept(firmware, Some(of(mmio))), pci);
         assert_eq!(kept("", Some(of(mmio))), None);
         let read = Kept::parse("name = \"db\"\nmachine = \"mmio\"", &"db".parse().unwrap());
         assert_eq!(read, Some(of(mmio)));

@@ -176,6 +176,17 @@ impl ProcessControl {
         }
     }
 
+    /// What to do about firmware that has found nothing to boot.
+    fn nothing_to_boot(&self) -> Option<String> {
+        let name = self.process().name();
+        let waits = self.process().firmware().waits();
+        waits.then(|| {
+            format!(
+                "its firmware has found nothing to boot and waits: see `lighter console {name}`"
+            )
+        })
+    }
+
     fn state(&self) -> StateAnswer {
         StateAnswer { state: self.process().guest_state() }
     }
@@ -222,7 +233,8 @@ impl ProcessControl {
             let may_read = self.refuse_when_missing(&occupation).is_ok();
             let session = occupation.session();
             let way_out = session.and_then(MigrationSession::way_out);
-            (session.map(MigrationSession::id), way_out, may_read)
+            let detail = way_out.or_else(|| self.nothing_to_boot());
+            (session.map(MigrationSession::id), detail, may_read)
         };
         let restarts = machine.map(|machine| machine.vm().restarts()).unwrap_or_default();
         let last = || self.process().last_migration().as_ref().map(|(id, _)| *id);

@@ -96,7 +96,7 @@ impl ProcessControl {
         }
         tracing::info!(%device, %address, "a device was attached to the guest");
         let what = What::DeviceAttached { device: device.to_string(), address: address.clone() };
-        self.process().events().device(what);
+        self.process().events().once(what);
         let has_read = || machine.vm().has_read_of_devices();
         wait(NOTICE_PATIENCE, || has_read() || !self.may_eject(machine));
         let noticed = has_read();
@@ -263,7 +263,7 @@ impl ProcessControl {
                 }
             }
             process.detachments().add(device.clone(), error.clone());
-            process.events().device(What::DeviceDetached { device: device.to_string(), error });
+            process.events().once(What::DeviceDetached { device: device.to_string(), error });
         }
     }
 }

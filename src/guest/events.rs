@@ -87,8 +87,8 @@ impl Events {
         });
     }
 
-    /// Reports that a device has come or gone.
-    pub(super) fn device(&self, what: What) {
+    /// Reports what happens once, such as that a device has come or gone.
+    pub(super) fn once(&self, what: What) {
         self.report_all(|_| vec![what]);
     }
 

@@ -9,9 +9,9 @@
 //! and [`unconfined`] the threads that create and open files for an incoming guest. [`console`] is
 //! the serial line, [`background`] is `--detach`, and [`workload`] the built-in guest. [`merging`]
 //! decides whether pages may be merged, [`survey`] whether that is worth it, and [`treatment`] does
-//! it. [`addresses`] checks MAC addresses, and [`events`] reports what happens to the guest.
-//! [`devices`] attaches and detaches devices, for the commands of [`attaching`], which run in
-//! processes of their own. Start at [`start`].
+//! it. [`addresses`] checks MAC addresses, and [`events`] reports what happens to the guest, as
+//! [`firmware`] does when nothing boots. [`devices`] attaches and detaches devices, for the commands
+//! of [`attaching`], which run in processes of their own. Start at [`start`].
 
 mod addresses;
 mod api;
@@ -26,6 +26,7 @@ mod disks;
 mod ending;
 mod estimating;
 mod events;
+mod firmware;
 mod following;
 mod growing;
 mod host_devices;

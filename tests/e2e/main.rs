@@ -5,9 +5,9 @@
 //! hosts' [`certificates`], the [`confinement`] of a guest's process, the [`console`], guests that
 //! write too fast ([`converging`]), [`dashboards`], [`definitions`] of guests, their [`density`] on
 //! a host, [its metrics](density_metrics) and merge [`domains`], [`disks`] that are copied with the
-//! guest, [`estimates`] of migrations, [`events`], the [`demo`], a [`linux`] guest, how [`memory`]
-//! is backed, [`power`] buttons and resets, [`saving`] to files, a [`terminal`] that is left,
-//! [`watching`] guests, and all [`metrics`], with a list of those that other tests move
+//! guest, [`estimates`] of migrations, [`events`], the [`demo`], [`firmware`], a [`linux`] guest,
+//! how [`memory`] is backed, [`power`] buttons and resets, [`saving`] to files, a [`terminal`] that
+//! is left, [`watching`] guests, and all [`metrics`], with a list of those that other tests move
 //! ([`moved_elsewhere`]). With faults: [`refusals`] before a migration begins, [`network`] cuts
 //! between two network namespaces, and, built with the feature `failpoints`, the matrix of
 //! [`faults`] in each phase. All of them are in one binary, so that they run in parallel.
@@ -34,6 +34,7 @@ mod disks;
 mod domains;
 mod estimates;
 mod events;
+mod firmware;
 mod linux;
 mod memory;
 mod metrics;

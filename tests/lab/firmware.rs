@@ -120,7 +120,24 @@ fn firmware_boots_an_installation_medium_and_has_a_shell_when_nothing_boots() {
         let console = here.sh("tail -c 3000 /var/lib/lighter/guests/none/console.log").stdout;
         holds(console.contains("Shell> "), console)
     });
+    says_that_nothing_boots(here);
+    here.lighter("reset none").ok();
+    says_that_nothing_boots(here);
     here.lighter("destroy none").ok();
+}
+
+/// Waits until it is shown and logged of the guest `none` that nothing boots, once for each boot.
+#[track_caller]
+fn says_that_nothing_boots(host: Host<'_>) {
+    let log = "cat /var/lib/lighter/guests/none/lighter.log";
+    until("it is said that nothing boots", || {
+        let (shown, log) = (host.lighter("show none --json").json(), host.sh(log).stdout);
+        let detail = shown["detail"].as_str().unwrap_or_default();
+        let boots = shown["restarts"].as_u64().unwrap_or_default() + 1;
+        let logged = log.matches("has found nothing to boot").count() as u64;
+        let is_said = detail.contains("has found nothing to boot") && logged == boots;
+        holds(is_said, (shown, log))
+    });
 }
 
 pub(crate) fn boot_id(guest: &StockGuest, host: Host<'_>) -> String {
