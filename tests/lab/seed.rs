@@ -1,6 +1,6 @@
 //! A guest with cloud-init, which sets it up by the documents of its seed (docs/adr/0033-seeds.md).
 
-use crate::fixtures::{Lab, StockGuest, until};
+use crate::fixtures::{Lab, StockGuest, holds, until};
 
 /// Where the first host has the documents; no other host has them.
 const FOLDER: &str = "/var/tmp/seed";
@@ -12,18 +12,27 @@ ssh_deletekeys: false
 write_files:
 - {path: /root/seeded, content: by the seed}";
 
+/// The password for the image's ordinary user.
+const PASSWORD: &str = "three dogs, 1 cat";
+
+/// Says `accepted` if the user's hash in `/etc/shadow` is that of the password, and not locked.
+const TRY_PASSWORD: &str = "$hash = (split /:/, qx(getent shadow debian))[1];
+    print crypt($ARGV[0], $hash) eq $hash ? \"accepted\" : \"no: $hash\"";
+
 #[test]
 fn cloud_init_sets_a_guest_up_and_its_seed_migrates_with_it() {
     let lab = Lab::of(2);
     let [here, there] = lab.nodes();
     here.sh(&format!(
         "set -e; rm -rf {FOLDER}; mkdir -p {FOLDER}; cd {FOLDER}; echo '{USER_DATA}' > user-data
-         echo 'config: disabled' > network; ssh-keygen -q -t ed25519 -N '' -f key"
+         echo 'config: disabled' > network; echo '{PASSWORD}' > password; ssh-keygen -q -t ed25519 -N '' -f key"
     ))
     .ok();
     let key = here.sh(&format!("cat {FOLDER}/key.pub")).ok();
     let seed = format!("--seed {FOLDER}/user-data,network-config={FOLDER}/network");
-    let options = format!("{seed} --ssh-key {FOLDER}/key.pub --hostname shop");
+    let options = format!(
+        "{seed} --ssh-key {FOLDER}/key.pub --password-file {FOLDER}/password --hostname shop"
+    );
     let guest = StockGuest::boot(&lab, here, 1, &options);
     until("cloud-init has set it up", || {
         let done = guest.sh(here, "cat /root/seeded && cat /home/debian/.ssh/authorized_keys");
@@ -31,6 +40,10 @@ fn cloud_init_sets_a_guest_up_and_its_seed_migrates_with_it() {
             && done.stdout.starts_with("by the seed")
             && done.stdout.contains(key.trim());
         if is_set_up { Ok(()) } else { Err((done, guest.console(here))) }
+    });
+    until("the user has the password", || {
+        let tried = guest.sh(here, &format!("perl -e '{TRY_PASSWORD}' '{PASSWORD}'"));
+        holds(tried.stdout == "accepted", (tried, guest.console(here)))
     });
     // The lab changes the running host name later.
     assert_eq!(guest.sh(here, "cat /etc/hostname").ok().trim(), "shop");
