@@ -43,6 +43,7 @@ echo 'GRUB_TIMEOUT=1
 GRUB_TERMINAL="console serial"
 GRUB_CMDLINE_LINUX="console=ttyS0 net.ifnames=0"' > "$tree/etc/default/grub"
 mkdir -p "$tree/boot/grub" "$tree/boot/efi"
+cp -r "$tree/usr/lib/grub/i386-pc" "$tree/boot/grub/"
 version=$(basename "$tree"/lib/modules/*)
 echo "linux /boot/vmlinuz-$version root=LABEL=cloud ro console=ttyS0 net.ifnames=0
 initrd /boot/initrd.img-$version
@@ -73,6 +74,25 @@ mke2fs -q -t ext4 -L cloud -d "$tree" "$work/root" >&2
 dd if="$work/system" of="$disk" bs=1M seek=4 conv=notrunc,sparse status=none
 dd if="$work/root" of="$disk" bs=1M seek=128 conv=notrunc,sparse status=none
 mv "$disk" "$tree/mnt/disk.raw"
+
+# GRUB for BIOS, as grub-install embeds it: in the MBR, which reads the partition for it. The offsets are GRUB's
+# (include/grub/i386/pc/boot.h): the core's first sector, the check of the drive, the sectors behind the core's first.
+chroot "$tree" grub-mkimage -O i386-pc -p '(,gpt1)/boot/grub' -o /tmp/core.img biosdisk part_gpt ext2 >&2
+chroot "$tree" python3 - << 'EOT' >&2
+import struct
+core = bytearray(open("/tmp/core.img", "rb").read())
+core += bytes(-len(core) % 512)
+boot = bytearray(open("/usr/lib/grub/i386-pc/boot.img", "rb").read())
+with open("/mnt/disk.raw", "r+b") as disk:
+    boot[0x1b8:] = disk.read(512)[0x1b8:]
+    struct.pack_into("<Q", boot, 0x5c, 2048)
+    boot[0x66:0x68] = b"\x90\x90"
+    struct.pack_into("<QH", core, 0x1f4, 2049, len(core) // 512 - 1)
+    disk.seek(0)
+    disk.write(boot)
+    disk.seek(2048 * 512)
+    disk.write(core)
+EOT
 chroot "$tree" qemu-img convert -q -c -O qcow2 /mnt/disk.raw /mnt/cloud.qcow2 >&2
 mv "$tree/mnt/cloud.qcow2" "$work/made/"
 rm -rf "$made"
