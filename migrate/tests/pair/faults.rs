@@ -104,6 +104,30 @@ pub(crate) fn boundaries(n: u32, at_ms: u32) -> Vec<When> {
     points
 }
 
+/// How far a run has come: its next message, the next action of either side, and the time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Reached {
+    pub(crate) message: u32,
+    pub(crate) source_action: u32,
+    pub(crate) destination_action: u32,
+    pub(crate) at: Duration,
+}
+
+/// Every boundary of a run from one point to the other: each message, before and after each action
+/// of either side, and `times` points in time.
+pub(crate) fn boundaries_between(from: &Reached, to: &Reached, times: u32) -> Vec<When> {
+    let mut points: Vec<_> = (from.message..to.message).map(When::Message).collect();
+    let source = from.source_action..to.source_action;
+    let destination = from.destination_action..to.destination_action;
+    for (side, actions) in [(Side::Source, source), (Side::Destination, destination)] {
+        points.extend(actions.flat_map(|n| [When::Before(side, n), When::After(side, n)]));
+    }
+    let step = to.at.saturating_sub(from.at) / times.max(1);
+    let at = |n| (from.at + step * n).as_millis() as u32;
+    points.extend((0..times).map(|n| When::At(at(n))));
+    points
+}
+
 /// The conditions of one run.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
@@ -120,6 +144,8 @@ pub(crate) struct Scenario {
     pub(crate) slower_after_pause: u32,
     /// Duration of the flush of the disks after the pause.
     pub(crate) flush: Duration,
+    /// How many hand-overs find the link and the disks slow; for later ones, neither is.
+    pub(crate) slow_hand_overs: u32,
     /// The source commits before it knows that the destination is ready.
     pub(crate) is_early: bool,
     /// Duration of the load of the state.
@@ -144,6 +170,7 @@ impl Default for Scenario {
             saves_late: false,
             slower_after_pause: 1,
             flush: Duration::from_millis(1),
+            slow_hand_overs: u32::MAX,
             is_early: true,
             load: Duration::from_millis(2),
             postcopy_at_ms: None,
@@ -208,7 +235,8 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     let guest = (0..20_000_u32, 1..384_u64, any::<bool>(), any::<bool>());
     let link = (1..20_u64, 2_000..100_000_u32, 1..4_u16);
     let slow = || prop_oneof![3 => 1..5_u64, 1 => 5..9000_u64];
-    let turns = (prop_oneof![3 => Just(1), 1 => 1..50_u32], slow(), slow());
+    let slow_hand_overs = prop_oneof![2 => Just(u32::MAX), 1 => 1..3_u32];
+    let turns = (prop_oneof![3 => Just(1), 1 => 1..50_u32], slow(), slow(), slow_hand_overs);
     let is_early = prop_oneof![3 => Just(true), 1 => Just(false)];
     let faults = proptest::collection::vec(fault(), 0..4);
     let postcopy = prop_oneof![1 => Just(None), 1 => (0..300_u32).prop_map(Some)];
@@ -228,6 +256,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
             saves_late,
             slower_after_pause: turns.0,
             flush: Duration::from_millis(turns.1),
+            slow_hand_overs: turns.3,
             is_early,
             load: Duration::from_millis(turns.2),
             postcopy_at_ms,

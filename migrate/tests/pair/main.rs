@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)] // all of it is test
 
 mod check;
+mod courses;
 mod faults;
 mod guest;
 mod network;
@@ -32,15 +33,19 @@ fn run(scenario: Scenario) -> World {
 
 /// Runs a scenario and panics with its whole trace if an invariant is violated.
 fn run_well(scenario: Scenario) -> World {
-    let text = format!("{scenario:?}");
     let world = run(scenario);
-    assert!(
-        world.facts.violations.is_empty(),
-        "{:#?}\n{text}\n{}",
-        world.facts.violations,
-        world.trace.join("\n")
-    );
+    let (scenario, violations) = (&world.scenario, &world.facts.violations);
+    assert!(violations.is_empty(), "{violations:#?}\n{}", story(scenario));
     world
+}
+
+/// Returns the scenario and all that happens in it.
+fn story(scenario: &Scenario) -> String {
+    let mut world = World::new(scenario.clone());
+    world.trace = Some(Vec::new());
+    world.run();
+    world.check_end();
+    format!("{scenario:?}\n{}", world.trace.unwrap_or_default().join("\n"))
 }
 
 fn with_fault(when: When, what: What) -> Scenario {

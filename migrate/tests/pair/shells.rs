@@ -21,11 +21,15 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 impl World {
     pub(crate) fn feed_source(&mut self, event: source::Event) {
         let now = self.now;
+        if self.source.as_ref().is_some_and(|source| !source.settled) {
+            self.note(|| format!("source <- {event:?}"));
+        }
         let Some(source) = self.source.as_mut().filter(|source| !source.settled) else { return };
-        let text = format!("source <- {event:?}");
         let actions = source.machine.handle(event, now);
-        self.note(|| text);
         for action in actions {
+            if matches!(action, Action::Throttle { .. } | Action::Pause) {
+                self.turn = self.turn.or(Some(self.reached()));
+            }
             let index = self.count(Side::Source);
             self.faults_at(When::Before(Side::Source, index));
             if self.source.is_none() {
@@ -39,10 +43,11 @@ impl World {
 
     pub(crate) fn feed_destination(&mut self, event: destination::Event) {
         let now = self.now;
+        if self.destination.as_ref().is_some_and(|side| !side.settled) {
+            self.note(|| format!("destination <- {event:?}"));
+        }
         let Some(side) = self.destination.as_mut().filter(|side| !side.settled) else { return };
-        let text = format!("destination <- {event:?}");
         let actions = side.machine.handle(event, now);
-        self.note(|| text);
         for action in actions {
             let index = self.count(Side::Destination);
             self.faults_at(When::Before(Side::Destination, index));
@@ -119,7 +124,7 @@ impl World {
         }
         self.is_all_sent |= matches!(action, Action::SendRemainder { .. } | Action::CollectMissing);
         match action {
-            Action::SendRound { .. } => self.send_round(),
+            Action::SendRound { .. } => self.send_next_round(),
             Action::SendFinalRound { .. } => self.send_final_round(),
             Action::ReleaseGuest => self.stands_since = None,
             Action::SendRemainder { .. } => self.send_remainder(),
@@ -131,7 +136,7 @@ impl World {
     }
 
     fn answer_as_source_guest(&mut self, action: &Action) {
-        let (saves_late, flush) = (self.scenario.saves_late, self.scenario.flush);
+        let (saves_late, flush) = (self.scenario.saves_late, self.flush());
         let Some(source) = &mut self.source else { return };
         let Some(guest) = &mut source.guest else { return };
         let answer = match action {
@@ -156,6 +161,7 @@ impl World {
                 source::Event::MissingCollected(written)
             }
             Action::Pause => {
+                self.hand_overs += 1;
                 self.stands_since = guest.running.then_some(self.now);
                 return self.after(MS, Happening::PauseDone);
             }
@@ -214,9 +220,25 @@ impl World {
         self.feed_source(source::Event::StateSaved { state });
     }
 
+    /// Returns the duration of the flush in the present hand-over.
+    fn flush(&self) -> Duration {
+        if self.hand_overs <= self.scenario.slow_hand_overs { self.scenario.flush } else { MS }
+    }
+
+    /// Sends a round while the guest runs: over a link that is still slow after a hand-over that
+    /// was called off, or over one that is fast again.
+    fn send_next_round(&mut self) {
+        let is_fast_again = self.hand_overs >= self.scenario.slow_hand_overs;
+        if let (true, Some(source)) = (is_fast_again, &mut self.source) {
+            source.slower = 1;
+        }
+        self.send_round();
+    }
+
     fn send_final_round(&mut self) {
+        let is_slow = self.hand_overs <= self.scenario.slow_hand_overs;
         let Some(source) = &mut self.source else { return };
-        source.slower = self.scenario.slower_after_pause;
+        source.slower = if is_slow { self.scenario.slower_after_pause } else { 1 };
         if let Some(guest) = &mut source.guest {
             guest.collect(&mut source.pending);
         }

@@ -27,12 +27,11 @@ fn undecided_seconds(report: &Report) -> f64 {
 /// Runs a migration whose only faults are changes of speed, and asserts that the guest was paused
 /// for no longer than allowed. Returns why it stayed at the source, if it did.
 fn run_in_time(scenario: Scenario) -> Option<Reason> {
-    let text = format!("{scenario:?}");
     let (round_trip, load) = (2 * scenario.latency, scenario.load);
     let world = run_well(scenario);
     let report = &world.facts.source_reports[0];
     let allowed = limits().standstill().as_secs_f64();
-    let story = || format!("{report:?}\n{text}\n{}", world.trace.join("\n"));
+    let story = || format!("{report:?}\n{}", crate::story(&world.scenario));
     let Some(error) = &report.error else {
         assert_eq!(report.outcome, Outcome::Migrated);
         let hand_overs = f64::from(report.returns + 1);

@@ -16,7 +16,7 @@ use migrate::source::{self, Source, SourceConfig};
 use migrate::{Limits, PageSet};
 use uuid::Uuid;
 
-use crate::faults::{RecordLoss, Scenario, Side, What, When};
+use crate::faults::{Reached, RecordLoss, Scenario, Side, What, When};
 use crate::guest::{CHUNKS, Content, SimGuest, description};
 
 /// The downtime limit of the migrations here.
@@ -141,6 +141,10 @@ pub(crate) struct World {
     pub(crate) outage_until: Duration,
     pub(crate) messages: u32,
     pub(crate) actions: HashMap<Side, u32>,
+    /// Where the source was about to slow the guest down or to pause it for the first time.
+    pub(crate) turn: Option<Reached>,
+    /// How often it has asked the guest to pause.
+    pub(crate) hand_overs: u32,
     pub(crate) lose_message: bool,
     pub(crate) lose_frame: bool,
     pub(crate) fail_record: HashMap<Side, RecordLoss>,
@@ -155,7 +159,8 @@ pub(crate) struct World {
     /// The content that the next copy to run must have.
     pub(crate) truth: Option<Content>,
     pub(crate) facts: Facts,
-    pub(crate) trace: Vec<String>,
+    /// What has happened, if it is traced.
+    pub(crate) trace: Option<Vec<String>>,
 }
 
 /// The operator's limits.
@@ -238,6 +243,8 @@ impl World {
             outage_until: Duration::ZERO,
             messages: 0,
             actions: HashMap::new(),
+            turn: None,
+            hand_overs: 0,
             lose_message: false,
             lose_frame: false,
             fail_record: HashMap::new(),
@@ -247,7 +254,7 @@ impl World {
             is_all_sent: false,
             truth: None,
             facts: Facts::default(),
-            trace: Vec::new(),
+            trace: None,
         };
         world.after(Duration::ZERO, Happening::Start);
         if let Some(ms) = world.scenario.postcopy_at_ms {
@@ -271,15 +278,26 @@ impl World {
     }
 
     pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
-        if self.trace.len() < 2000 {
-            let line = format!("{:>12.3} ms  {}", self.now.as_secs_f64() * 1e3, text());
-            self.trace.push(line);
+        let now = self.now;
+        if let Some(trace) = self.trace.as_mut().filter(|trace| trace.len() < 2000) {
+            trace.push(format!("{:>12.3} ms  {}", now.as_secs_f64() * 1e3, text()));
         }
     }
 
     pub(crate) fn violation(&mut self, text: &str) {
         self.note(|| format!("VIOLATION {text}"));
         self.facts.violations.push(text.to_owned());
+    }
+
+    /// Returns how far it has come.
+    pub(crate) fn reached(&self) -> Reached {
+        let next = |side| self.actions.get(&side).copied().unwrap_or_default();
+        Reached {
+            message: self.messages,
+            source_action: next(Side::Source),
+            destination_action: next(Side::Destination),
+            at: self.now,
+        }
     }
 
     /// Runs until no event is left.
