@@ -55,19 +55,24 @@ fn a_guest_on_pool_pages_is_moved_saved_and_restored_on_pool_pages() {
     assert_eq!(Pool::free(), free - 32);
 }
 
+/// Migrates a guest to host b, and hands it over before most of its memory, for which it waits.
+fn arrives_before_its_memory(pair: &Pair, name: &str) {
+    let migration = Migration::start(&pair.a, name, &pair.b, &[CRAWL, HELD].concat());
+    migration.await_phase("precopy");
+    pair.a.run(&["migrate", name, "--postcopy-now"]).ok();
+    migration.await_phase("postcopy");
+    pair.a.run(&["migrate", name, "--set", "bandwidth=none"]).ok();
+    let report = migration.finish().ok();
+    assert!(report["page_waits"]["longest_seconds"].as_f64() > Some(0.0), "{report:#}");
+}
+
 #[test]
 fn pages_of_the_pool_follow_their_guest() {
     let _pool = Pool::of_2m(64);
     let pair = Pair::new();
     let free = Pool::free();
-    let guest = Guest::start(&pair.a, &plan("huge", &["--hugepages", "2M"]));
-    let migration = Migration::start(&pair.a, "huge", &pair.b, &[CRAWL, HELD].concat());
-    migration.await_phase("precopy");
-    pair.a.run(&["migrate", guest.name(), "--postcopy-now"]).ok();
-    migration.await_phase("postcopy");
-    pair.a.run(&["migrate", guest.name(), "--set", "bandwidth=none"]).ok();
-    let report = migration.finish().ok();
-    assert!(report["page_waits"]["longest_seconds"].as_f64() > Some(0.0), "{report:#}");
+    Guest::start(&pair.a, &plan("huge", &["--hugepages", "2M"]));
+    arrives_before_its_memory(&pair, "huge");
     one_intact_copy(&pair.hosts(), "huge", &pair.b);
     wait::until("the source gives its pages back", || {
         wait::holds(Pool::free() >= free - 32, Pool::free())
@@ -144,6 +149,26 @@ fn clones_share_their_templates_memory_and_run_independently() {
     let arrived = one_intact_copy(&pair.hosts(), "two", &pair.b);
     assert_eq!(backing(&arrived)["from_template"], false, "it arrives as ordinary memory");
     assert!(std::fs::read(&file).expect("a template") == before, "nobody writes to it");
+}
+
+#[test]
+fn memory_follows_a_clone_of_a_template() {
+    let pair = Pair::new();
+    Guest::start(&pair.a, &plan("first", &[]));
+    let file = pair.folder().join("first.template").display().to_string();
+    pair.a.run(&["template", "first", &file]).ok();
+    pair.a.run(&["run", "--template", &file, "--name", "clone", "--detach"]).ok();
+    let clone = pair.a.guest("clone");
+    clone.await_workload("it works", |workload| workload["phase"] == "working");
+    assert_eq!(backing(&clone)["from_template"], true);
+    let before = std::fs::read(&file).expect("a template");
+
+    arrives_before_its_memory(&pair, "clone");
+
+    let arrived = one_intact_copy(&pair.hosts(), "clone", &pair.b);
+    assert_eq!(backing(&arrived)["from_template"], false, "it arrives as ordinary memory");
+    assert!(std::fs::read(&file).expect("a template") == before, "nobody writes to it");
+    memory_is_intact(&pair.a.guest("first"));
 }
 
 #[test]
