@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::fixtures::{Host, Lab, holds, until};
+use support::WITHOUT_EARLY_COMMIT;
 use support::state_folder::belongs;
 
 /// A point in a migration at which a failpoint can hold it.
@@ -175,7 +176,8 @@ impl Scenario {
         let mut point = format!("LIGHTER_FAILPOINT={held},{}:freeze", phase.point);
         if phase.point.ends_with(".ready") {
             // Only sides without early commits reach it.
-            point.push_str(" --setenv=LIGHTER_PROTOCOL_WITHOUT=128");
+            let (variable, value) = WITHOUT_EARLY_COMMIT;
+            point.push_str(&format!(" --setenv={variable}={value}"));
         }
         // The workload's vCPU never idles: a low dirty rate and a small working set keep it from
         // slowing down the other guests on an emulated host.

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use super::phase::{Phase, Side};
 use support::checks::one_intact_copy;
-use support::{Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, Pid, wait};
+use support::{
+    Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, Pid, WITHOUT_EARLY_COMMIT, wait,
+};
 
 /// The guest's name.
 pub(super) const GUEST: &str = "web-1";
-
-/// The feature bit of early commits.
-const EARLY_COMMIT: &str = "128";
 
 /// A failpoint that holds a process until the test releases it: the process creates a file and
 /// waits until the test removes it.
@@ -45,7 +44,8 @@ impl Stall {
 fn environment(of: Side, side: Side, failpoint: &str) -> Vec<(String, String)> {
     let mut set = vec![("LIGHTER_FAILPOINT".to_owned(), failpoint.to_owned())];
     if failpoint.contains(".ready:") {
-        set.push(("LIGHTER_PROTOCOL_WITHOUT".to_owned(), EARLY_COMMIT.to_owned()));
+        let (variable, value) = WITHOUT_EARLY_COMMIT;
+        set.push((variable.to_owned(), value.to_owned()));
     }
     if of == side { set } else { Vec::new() }
 }

@@ -33,4 +33,6 @@ pub use pair::{Host, Pair};
 pub use paths::{built_program, repository, scratch_folder};
 pub use pool::Pool;
 pub use process::Pid;
-pub use program::{Done, Exit, Running, as_stranger, in_namespace, in_terminal, lighter, run};
+pub use program::{
+    Done, Exit, Running, WITHOUT_EARLY_COMMIT, as_stranger, in_namespace, in_terminal, lighter, run,
+};

@@ -16,6 +16,10 @@ use super::wait;
 /// minute per step where KVM emulates the guest's kernel.
 const END_PATIENCE: Duration = Duration::from_secs(900);
 
+/// The environment variable, with its value, of a process that makes no early commits, like earlier
+/// releases: 128 is the bit of `migrate::protocol::FEATURE_EARLY_COMMIT`.
+pub const WITHOUT_EARLY_COMMIT: (&str, &str) = ("LIGHTER_PROTOCOL_WITHOUT", "128");
+
 /// The exit codes that `lighter --help` documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
