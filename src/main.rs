@@ -15,6 +15,7 @@ mod api;
 mod cli;
 mod clock;
 mod confinement;
+mod decisions;
 mod definitions;
 mod demo;
 mod density;

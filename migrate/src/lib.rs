@@ -11,6 +11,7 @@
 //! This crate depends on no virtual machine: the program adapts `vmm-core` to [`guest`].
 
 pub mod convergence;
+pub mod decisions;
 pub mod destination;
 pub mod error;
 pub mod estimate;

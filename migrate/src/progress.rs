@@ -1,11 +1,13 @@
 //! The progress of a migration, for display, polling and metrics.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::AddAssign;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::decisions::{DecidedAt, DecisionKind};
 use crate::phase::{Phase, PhaseTime};
 use crate::protocol::MigrationId;
 use crate::stall::OnStall;
@@ -185,6 +187,13 @@ pub struct Progress {
     /// How many of its vCPUs rest for a share of the time: those that write, as far as is known.
     #[serde(default)]
     pub throttled_vcpus: u16,
+    /// What the source has decided so far, in that order; at most
+    /// [`crate::decisions::MAX_DECISIONS_LISTED`]. Only the source reports it.
+    #[serde(default)]
+    pub decisions: Vec<DecidedAt>,
+    /// How many decisions of each kind there were.
+    #[serde(default)]
+    pub decision_counts: BTreeMap<DecisionKind, u64>,
     /// Why a stalled migration goes on with rounds, although its guest was to be handed over before
     /// its memory then.
     #[serde(default)]
@@ -202,6 +211,13 @@ impl Progress {
     /// follows it runs at the destination, even if that is out of reach.
     pub fn doubt(&self) -> Option<&str> {
         self.in_doubt.as_deref().filter(|_| self.phase != Phase::Postcopy)
+    }
+
+    /// Returns the decisions after the first `known` ones, as far as they are listed.
+    pub fn decisions_after(&self, known: u64) -> &[DecidedAt] {
+        let all: u64 = self.decision_counts.values().sum();
+        let new = usize::try_from(all.saturating_sub(known)).unwrap_or(usize::MAX);
+        &self.decisions[self.decisions.len().saturating_sub(new)..]
     }
 
     /// Creates the progress of a migration that has not begun.
@@ -227,6 +243,8 @@ impl Progress {
             on_stall: None,
             throttle_percent: 0,
             throttled_vcpus: 0,
+            decisions: Vec::new(),
+            decision_counts: BTreeMap::new(),
             postcopy_refused: None,
             page_waits: None,
             in_doubt: None,

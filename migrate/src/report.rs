@@ -1,8 +1,11 @@
 //! The final report of a migration.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::decisions::{DecidedAt, DecisionKind};
 use crate::error::MigrationError;
 use crate::guest::GuestError;
 use crate::phase::{Phase, PhaseTime};
@@ -62,6 +65,13 @@ pub struct Report {
     /// What the source did about a guest whose downtime did not fall below its limit.
     #[serde(default)]
     pub stall: Option<Stall>,
+    /// What the source decided on the way, in that order; at most
+    /// [`crate::decisions::MAX_DECISIONS_LISTED`]. Only the source reports it.
+    #[serde(default)]
+    pub decisions: Vec<DecidedAt>,
+    /// How many decisions of each kind there were.
+    #[serde(default)]
+    pub decision_counts: BTreeMap<DecisionKind, u64>,
     /// What an estimate shortly before the migration said of it, if there was one.
     #[serde(default)]
     pub estimate: Option<Estimated>,
@@ -123,6 +133,8 @@ impl Report {
             expected_downtime_seconds: None,
             standstill: None,
             stall: None,
+            decisions: progress.decisions.clone(),
+            decision_counts: progress.decision_counts.clone(),
             estimate: None,
             page_waits: None,
             dry_runs: 0,

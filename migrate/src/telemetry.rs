@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::convergence::DirtyRateMeter;
+use crate::decisions::{Decided, DecisionKind, Decisions};
 use crate::error::MigrationError;
+use crate::guest::Throttled;
 use crate::phase::{Phase, PhaseTime};
 use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
@@ -33,6 +35,7 @@ pub(crate) struct Telemetry {
     stood_in_dry_runs: Duration,
     returns: u32,
     stood_in_returns: Duration,
+    decisions: Decisions,
     pub(crate) guest: String,
     pub(crate) memory_bytes: u64,
     pub(crate) disk_bytes: u64,
@@ -63,6 +66,7 @@ impl Telemetry {
             stood_in_dry_runs: Duration::ZERO,
             returns: 0,
             stood_in_returns: Duration::ZERO,
+            decisions: Decisions::default(),
             guest: String::new(),
             memory_bytes: 0,
             disk_bytes: 0,
@@ -158,6 +162,16 @@ impl Telemetry {
         self.rounds.push(round);
     }
 
+    /// Notes a decision.
+    pub(crate) fn decides(&mut self, what: Decided, now: Duration) {
+        self.decisions.add(what, now.saturating_sub(self.began));
+    }
+
+    /// Returns whether there was a decision of this kind since limits last changed.
+    pub(crate) fn holds(&self, kind: DecisionKind) -> bool {
+        self.decisions.holds(kind)
+    }
+
     /// Notes a stall after the last round, and what is done about it: `remedy` changes the note.
     pub(crate) fn stalls(
         &mut self,
@@ -176,6 +190,15 @@ impl Telemetry {
         });
         stall.on_stall = on_stall;
         remedy(stall);
+    }
+
+    /// Notes how much a stalled guest is slowed down now.
+    pub(crate) fn throttles(&mut self, on_stall: OnStall, throttled: Throttled, now: Duration) {
+        self.decisions.note_throttle(throttled);
+        self.stalls(on_stall, now, |stall| {
+            stall.throttle_percent_max = stall.throttle_percent_max.max(throttled.percent);
+            stall.throttled_vcpus = throttled.vcpus;
+        });
     }
 
     /// Adds a sample of the dirty log, which began with this phase; returns pages per second as of
@@ -199,6 +222,8 @@ impl Telemetry {
             memory_bytes: self.memory_bytes,
             disk_bytes: self.disk_bytes,
             transfer: self.transfer,
+            decisions: self.decisions.listed(),
+            decision_counts: self.decisions.counts(),
             page_waits: self.page_waits.clone(),
             ..Progress::new(self.migration, self.role)
         }
@@ -223,6 +248,8 @@ impl Telemetry {
             expected_downtime_seconds: self.expected_downtime.map(|time| time.as_secs_f64()),
             standstill: self.standstill,
             stall: self.stall,
+            decisions: self.decisions.listed(),
+            decision_counts: self.decisions.counts(),
             estimate: self.estimate,
             page_waits: self.page_waits.clone(),
             dry_runs: self.dry_runs,

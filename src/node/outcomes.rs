@@ -286,6 +286,8 @@ pub(crate) mod tests {
             expected_downtime_seconds: None,
             standstill: None,
             stall: None,
+            decisions: Vec::new(),
+            decision_counts: BTreeMap::new(),
             estimate: None,
             page_waits: None,
             dry_runs: 0,

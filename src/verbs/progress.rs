@@ -5,16 +5,21 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use migrate::decisions::DecisionKind;
 use migrate::progress::Transfer;
 use migrate::{OnStall, Phase, Progress};
 
 use crate::cli::Output;
+use crate::decisions;
 use crate::output;
 use crate::units::{PAGE_BYTES, format_duration, format_rate, format_size, format_vcpus};
 
 /// What is shown while a guest writes faster than its memory is sent.
 const NOT_CONVERGING: &str = "not converging: `lighter migrate NAME --set on-stall=throttle` slows the guest down, --set \
      downtime=TIME allows a longer pause, and a higher --bandwidth helps where it is limited";
+
+/// What helps where the downtime limit is impossible.
+const LONGER_PAUSE: &str = "; `lighter migrate NAME --set downtime=TIME` allows a longer pause";
 
 /// How often a line is printed within a long phase or round.
 const LINES_EVERY: Duration = Duration::from_secs(10);
@@ -29,8 +34,8 @@ pub(crate) enum ProgressView {
     Bar {
         /// The line.
         bar: ProgressBar,
-        /// Whether the remedy for a migration that does not converge was shown.
-        is_warned: bool,
+        /// The remedy that was last shown for a migration that does not converge.
+        warned: Option<String>,
     },
     /// A line for each phase and round, and every [`LINES_EVERY`] within one.
     Lines {
@@ -62,15 +67,17 @@ impl ProgressView {
         if let Ok(style) = ProgressStyle::with_template("{msg}") {
             bar.set_style(style);
         }
-        Self::Bar { bar, is_warned: false }
+        Self::Bar { bar, warned: None }
     }
 
     /// Shows the current progress.
     pub(crate) fn show(&mut self, progress: &Progress) {
         match self {
-            Self::Bar { bar, is_warned } => {
-                if needs_help(progress) && !std::mem::replace(is_warned, true) {
-                    bar.println(NOT_CONVERGING);
+            Self::Bar { bar, warned } => {
+                let help = help(progress);
+                if let Some(help) = help.filter(|help| warned.as_ref() != Some(help)) {
+                    bar.println(&help);
+                    *warned = Some(help);
                 }
                 bar.set_message(bar_line(progress, output::note_columns().unwrap_or(COLUMNS)));
             }
@@ -130,6 +137,18 @@ fn needs_help(progress: &Progress) -> bool {
     progress.phase <= Phase::Precopy && !progress.converging && is_helpless
 }
 
+/// Says what helps a migration whose rounds are in vain.
+fn help(progress: &Progress) -> Option<String> {
+    use DecisionKind::{Impossible, LimitsChanged, Stalled};
+    let mut decided = progress.decisions.iter().rev().map(|decided| &decided.what);
+    let last = decided.find(|what| matches!(what.kind(), Impossible | LimitsChanged | Stalled));
+    let help = match last.filter(|what| what.kind() == Impossible) {
+        Some(impossible) => format!("{}{LONGER_PAUSE}", decisions::text(impossible)),
+        None => NOT_CONVERGING.to_owned(),
+    };
+    needs_help(progress).then_some(help)
+}
+
 fn joined(parts: &[(Rank, String)]) -> String {
     parts.iter().map(|(_, part)| part.as_str()).collect::<Vec<_>>().join(", ")
 }
@@ -177,9 +196,7 @@ pub(super) fn line(progress: &Progress) -> String {
 
 fn figures(progress: &Progress) -> String {
     let mut parts = parts(progress);
-    if needs_help(progress) {
-        parts.push((Rank::Remaining, NOT_CONVERGING.to_owned()));
-    }
+    parts.extend(help(progress).map(|help| (Rank::Remaining, help)));
     joined(&parts)
 }
 
@@ -251,6 +268,7 @@ pub(super) fn average_rate(transfer: &Transfer, seconds: f64) -> u64 {
 mod tests {
     use super::*;
     use migrate::MigrationId;
+    use migrate::decisions::{Decided, DecidedAt};
     use migrate::progress::Role;
     use migrate::waits::PageWaits;
 
@@ -280,6 +298,32 @@ mod tests {
         let said = figures(&progress);
         let throttled = said.contains("2 vCPUs throttled by up to 75 %");
         assert!(!said.contains("converging") && throttled, "{said}");
+    }
+
+    #[test]
+    fn a_downtime_limit_that_is_impossible_is_said_to_be_until_limits_change() {
+        let mut progress = Progress::new(MigrationId::random(), Role::Source);
+        progress.phase = Phase::Precopy;
+        (progress.converging, progress.on_stall) = (false, Some(OnStall::Wait));
+        let decided = |what| DecidedAt { after_seconds: 12.0, what };
+        let (fixed_seconds, downtime_limit_seconds) = (0.085, 0.01);
+        progress.decisions = vec![decided(Decided::Impossible {
+            fixed_seconds,
+            downtime_limit_seconds,
+            on_stall: OnStall::Wait,
+        })];
+        let said = figures(&progress);
+        for part in ["10.0 ms is impossible", "takes 85.0 ms", "--set downtime=TIME"] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(!said.contains("on-stall=throttle"), "a throttle does not help: {said}");
+        progress.decisions.push(decided(Decided::LimitsChanged {
+            downtime_limit_seconds: Some(0.02),
+            time_limit_seconds: None,
+            bandwidth_limit_bytes_per_second: None,
+            on_stall: None,
+        }));
+        assert!(!figures(&progress).contains("impossible"), "it is not known yet");
     }
 
     #[test]

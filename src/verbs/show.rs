@@ -26,6 +26,7 @@ use crate::api::types::{
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
 use crate::cli::spec::RestartArg;
+use crate::decisions;
 use crate::definitions::Definition;
 use crate::departures::LeftDisk;
 use crate::ended::{EndRecord, Ended};
@@ -353,6 +354,8 @@ fn migration_lines(
                 Role::Destination => arrival_line(progress),
             };
             lines.push(("Migration", line));
+            let last = progress.decisions.last();
+            lines.extend(last.map(|decided| ("Decided", decisions::dated(decided))));
         }
         (None, None) => {}
     }
@@ -397,6 +400,8 @@ fn workload_lines(workload: &WorkloadInfo) -> Vec<(&'static str, String)> {
 
 #[cfg(test)]
 mod tests {
+    use migrate::decisions::{Cause, Decided, DecidedAt};
+
     use super::super::summary::tests::report;
     use super::*;
 
@@ -424,6 +429,23 @@ mod tests {
         assert!(lines[0].1.contains("2M"), "{lines:?}");
         assert!(lines[1].1.contains("NOT merged") && lines[1].1.contains("shop"), "{lines:?}");
     }
+
+    #[test]
+    fn a_running_migration_shows_its_last_decision() {
+        let mut progress = Progress::new(migrate::MigrationId::random(), Role::Source);
+        let lines = |progress: &Progress| {
+            let status = MigrationStatus { progress: Some(progress.clone()), report: None };
+            migration_lines(&status, None)
+        };
+        assert_eq!(lines(&progress).len(), 1, "there is none");
+        let decided = |cause| Decided::Postcopy { cause };
+        progress.decisions = [decided(Cause::Stall), decided(Cause::Order)]
+            .map(|what| DecidedAt { after_seconds: 1.5, what })
+            .to_vec();
+        let text = "at 1.50 s: the guest is handed over before its memory, as ordered";
+        assert_eq!(lines(&progress)[1..], [("Decided", text.to_owned())]);
+    }
+
     #[test]
     fn the_last_migration_shows_its_pauses_next_to_each_other() {
         let report = Report {

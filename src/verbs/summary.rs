@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use migrate::progress::{LinkProgress, Role};
 use migrate::report::{Estimated, Outcome, Standstill};
-use migrate::stall::Stall;
 use migrate::{Phase, Reason, Report};
 
 use super::progress::average_rate;
+use crate::decisions;
 use crate::exit::{Exit, ExitWith};
 use crate::table::facts_within;
-use crate::units::{format_count, format_duration, format_rate, format_size, format_vcpus};
+use crate::units::{format_count, format_duration, format_rate, format_size};
 
 /// Formats the figures of a migration, one per line, for a terminal of `screen` characters.
 /// `stall_seconds` is the longest gap that the guest itself noticed, where that is known.
@@ -27,7 +27,8 @@ pub(crate) fn figures(
     }
     lines.extend(report.estimate.as_ref().map(|estimate| ("Estimated", estimated(estimate))));
     lines.push(("Rounds", report.rounds_total.to_string()));
-    lines.extend(report.stall.as_ref().map(|stall| ("Stalled", stalled(stall))));
+    lines.extend(report.decisions.iter().map(|decided| ("Decided", decisions::dated(decided))));
+    lines.extend(unlisted(report).map(|text| ("Decided", text)));
     let following = report.phases.iter().find(|time| time.phase == Phase::Postcopy);
     lines.extend(following.map(|time| ("Memory", followed(time.seconds, report))));
     let memory = report.memory_bytes.saturating_add(report.disk_bytes);
@@ -81,22 +82,11 @@ fn estimated(estimate: &Estimated) -> String {
     format!("{total} in all, {downtime} of downtime, {} sent", format_size(estimate.wire_bytes))
 }
 
-/// Formats when the migration stalled, and what was done about it.
-fn stalled(stall: &Stall) -> String {
-    let (round, at) = (stall.round, seconds(stall.noticed_seconds));
-    let throttled = match stall.throttle_percent_max {
-        0 => String::new(),
-        percent => {
-            let vcpus = format_vcpus(stall.throttled_vcpus);
-            format!("; {vcpus} had to rest for up to {percent} % of the time")
-        }
-    };
-    let handed_over = match (stall.forced, stall.postcopy) {
-        (true, _) => ", and the hand-over was forced above the downtime limit",
-        (false, true) => ", and it was handed over before its memory",
-        (false, false) => "",
-    };
-    format!("at {at}, round {round}: it wrote faster than was sent{throttled}{handed_over}")
+/// Says how many decisions the report does not list, if there were too many.
+fn unlisted(report: &Report) -> Option<String> {
+    let all: u64 = report.decision_counts.values().sum();
+    let more = all.saturating_sub(report.decisions.len() as u64);
+    (more > 0).then(|| format!("{more} times more, between the first and the last ones"))
 }
 
 /// Formats how long the guest was paused. Where the downtime, all pauses of the migration and the
@@ -241,8 +231,11 @@ pub(crate) fn seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use migrate::MigrationId;
+    use migrate::decisions::{Cause, Decided, DecidedAt, DecisionKind};
     use migrate::phase::PhaseTime;
     use migrate::progress::Transfer;
     use migrate::report::ReportedError;
@@ -269,6 +262,8 @@ pub(super) mod tests {
             expected_downtime_seconds: Some(0.030),
             standstill: None,
             stall: None,
+            decisions: Vec::new(),
+            decision_counts: BTreeMap::new(),
             estimate: None,
             page_waits: None,
             dry_runs: 1,
@@ -302,29 +297,25 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_stall_says_what_was_done_about_it() {
-        let stall = Stall {
-            on_stall: migrate::OnStall::Throttle,
-            noticed_seconds: 1.5,
-            round: 7,
-            throttle_percent_max: 75,
-            throttled_vcpus: 1,
-            forced: false,
-            postcopy: false,
+    fn each_decision_has_a_line_with_its_reason() {
+        let decided = |after_seconds, what| DecidedAt { after_seconds, what };
+        let report = Report {
+            decisions: vec![
+                decided(1.5, Decided::Throttled { percent: 75, vcpus: 1 }),
+                decided(4.0, Decided::Postcopy { cause: Cause::Stall }),
+            ],
+            decision_counts: [(DecisionKind::Throttled, 1), (DecisionKind::Postcopy, 1)].into(),
+            ..report(Outcome::Migrated, None)
         };
-        assert_eq!(
-            stalled(&stall),
-            "at 1.50 s, round 7: it wrote faster than was sent; 1 vCPU had to rest for up to 75 % of the time"
-        );
-        let forced = Stall { throttle_percent_max: 0, forced: true, ..stall };
-        assert!(
-            stalled(&forced)
-                .ends_with("was sent, and the hand-over was forced above the downtime limit")
-        );
-        let first = Stall { throttle_percent_max: 0, postcopy: true, ..stall };
-        assert!(stalled(&first).ends_with("was sent, and it was handed over before its memory"));
-        let report = Report { stall: Some(stall), ..report(Outcome::Migrated, None) };
-        assert!(figures(&report, None, None).contains("Stalled"));
+        let text = figures(&report, None, None);
+        let lines = text.lines().filter(|line| line.starts_with("Decided"));
+        let lines: Vec<_> = lines.collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].ends_with("  at 1.50 s: 1 vCPU throttled by up to 75 %"), "{text}");
+        assert!(lines[1].contains("before its memory, since it stalls"), "{text}");
+        let counts = [(DecisionKind::Throttled, 40)].into();
+        let text = figures(&Report { decision_counts: counts, ..report }, None, None);
+        assert!(text.contains("Decided      38 times more"), "{text}");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use super::{Probe, RoundSent};
 use crate::convergence::{
     BandwidthMeter, ExpectedDowntime, Observation, Verdict, expected_downtime, judge,
 };
+use crate::decisions::Decided;
+use crate::limits::Limits;
 use crate::memory::PAGE_BYTES;
 use crate::text::PeerText;
 
@@ -137,6 +139,26 @@ impl Estimate {
     /// Returns whether rounds, by the last verdict, bring the downtime below its limit.
     pub(super) fn is_converging(&self) -> bool {
         !matches!(self.verdict, Verdict::SendRoundInVain | Verdict::MeasureAgain)
+    }
+
+    /// Returns how the migration stalls, by the last verdict; none before the first round is judged.
+    pub(super) fn stall(&self, limits: &Limits) -> Option<Decided> {
+        let (expected, on_stall) = (self.expected?, limits.on_stall);
+        let downtime_limit_seconds = limits.downtime.as_secs_f64();
+        Some(match self.verdict {
+            Verdict::MeasureAgain => Decided::Impossible {
+                fixed_seconds: expected.fixed.as_secs_f64(),
+                downtime_limit_seconds,
+                on_stall,
+            },
+            _ => Decided::Stalled {
+                dirty_pages_per_second: self.dirty_pages_per_second,
+                bandwidth_bytes_per_second: self.bytes_per_second().unwrap_or(0.0),
+                expected_downtime_seconds: expected.total().as_secs_f64(),
+                downtime_limit_seconds,
+                on_stall,
+            },
+        })
     }
 
     /// Returns why rounds have not ended, for a downtime limit of `limit`.

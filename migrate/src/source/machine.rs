@@ -10,6 +10,7 @@ use super::stall::StallWatch;
 use super::standstill::Standstill;
 use super::state::{Link, LinkStatus, State};
 use super::{Action, Event};
+use crate::decisions::Decided;
 use crate::error::ResolveRefused;
 use crate::error::{
     CancelRefused, ChangeRefused, Failure, MigrationError, OperatorChoice, ProtocolError,
@@ -244,6 +245,11 @@ impl Source {
         if self.link.is_up() {
             self.push(Action::Send(message));
         }
+    }
+
+    /// Notes a decision, for progress and the report.
+    pub(super) fn note(&mut self, what: Decided) {
+        self.notes.decides(what, self.now);
     }
 
     pub(super) fn record(&mut self, state: SourceState) {

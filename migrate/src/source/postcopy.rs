@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::state::State;
 use super::{Action, Source};
+use crate::decisions::{Cause, Decided};
 use crate::error::{Failure, MigrationError, PostcopyRefused, ProtocolError, RecoverRefused};
 use crate::guest::{Refusal, RefusalKind};
 use crate::memory::PageSet;
@@ -102,6 +103,11 @@ impl Source {
             let text = PostcopyRefused::Unsupported.to_string();
             return self.abort(Failure::Refused(Refusal::new(RefusalKind::Version, text)));
         }
+        let cause = match self.postcopy {
+            Postcopy::Wanted => Cause::Order,
+            _ => Cause::Stall,
+        };
+        self.note(Decided::Postcopy { cause });
         self.postcopy = Postcopy::Begun;
         self.end_throttle();
         self.state = State::Draining;

@@ -8,6 +8,7 @@
 use super::postcopy::Postcopy;
 use super::state::State;
 use super::{Action, Source};
+use crate::decisions::Decided;
 use crate::error::Failure;
 use crate::guest::{GuestError, RunState};
 use crate::protocol::{FEATURE_RETURN, SourceMessage};
@@ -29,6 +30,9 @@ impl Source {
     /// Calls the hand-over off.
     pub(super) fn go_back(&mut self) {
         let State::Finishing { round_sent, saved, .. } = self.state else { return };
+        let allowed = self.standstill.allowed().unwrap_or_default();
+        let waited_for = self.standstill.why();
+        self.note(Decided::CalledOff { allowed_seconds: allowed.as_secs_f64(), waited_for });
         self.end_standstill();
         self.state = State::Returning { round_sent, saved, resumed: false };
         self.forget_commit();

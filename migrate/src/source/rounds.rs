@@ -10,6 +10,7 @@ use super::standstill::Step;
 use super::state::State;
 use super::{Action, DataPath, Probe, RoundSent, Source};
 use crate::convergence::Verdict;
+use crate::decisions::{Cause, Decided};
 use crate::error::{Failure, ProtocolError};
 use crate::guest::{Refusal, RefusalKind, Throttled};
 use crate::limits::{Limits, LimitsChange};
@@ -231,8 +232,12 @@ impl Source {
         let sent_per_dirtied = self.estimate.sent_per_dirtied();
         let (dirty_pages, now) = (sent.dirty_pages, self.now);
         let end = RoundEnd { verdict, dirty_pages, expected, sent_per_dirtied, now };
-        match self.stall.after_round(limits.on_stall, &end) {
-            Remedy::None => {}
+        let remedy = self.stall.after_round(limits.on_stall, &end);
+        if remedy != Remedy::None {
+            self.note_stall();
+        }
+        match remedy {
+            Remedy::None | Remedy::Wait => {}
             Remedy::Throttle(percent) => self.throttle(percent),
             Remedy::Force => return self.force(expected),
             Remedy::Postcopy if self.can_postcopy().is_ok() => return self.send_guest_first(),
@@ -247,7 +252,17 @@ impl Source {
         }
     }
 
+    /// Notes once that the migration stalls.
+    fn note_stall(&mut self) {
+        if let Some(stalled) = self.estimate.stall(&self.config.limits)
+            && !self.notes.holds(stalled.kind())
+        {
+            self.note(stalled);
+        }
+    }
+
     fn throttle(&mut self, percent: u8) {
+        self.note(Decided::Throttled { percent, vcpus: self.config.guest.vcpus });
         self.note_throttle();
         self.push(Action::Throttle { percent });
     }
@@ -261,15 +276,16 @@ impl Source {
     /// Notes for the report how much the guest is slowed down now.
     fn note_throttle(&mut self) {
         let throttled = self.stall.throttled(self.config.guest.vcpus);
-        self.notes.stalls(self.config.limits.on_stall, self.now, |stall| {
-            stall.throttle_percent_max = stall.throttle_percent_max.max(throttled.percent);
-            stall.throttled_vcpus = throttled.vcpus;
-        });
+        self.notes.throttles(self.config.limits.on_stall, throttled, self.now);
     }
 
     /// Hands the guest over although `expected` is above the downtime limit.
     fn force(&mut self, expected: Duration) {
         self.notes.stalls(self.config.limits.on_stall, self.now, |stall| stall.forced = true);
+        self.note(Decided::Forced {
+            expected_downtime_seconds: expected.as_secs_f64(),
+            downtime_limit_seconds: self.config.limits.downtime.as_secs_f64(),
+        });
         let planned = Limits { downtime: expected, ..self.config.limits };
         self.switch_over(planned.standstill());
     }
@@ -286,16 +302,21 @@ impl Source {
         self.abort(Failure::Stalled { why });
     }
 
-    /// Lets the guest run at full speed again.
-    pub(super) fn end_throttle(&mut self) {
-        if self.stall.end_throttle() {
+    /// Lets the guest run at full speed again; returns whether it was throttled.
+    pub(super) fn end_throttle(&mut self) -> bool {
+        let was_throttled = self.stall.end_throttle();
+        if was_throttled {
             self.push(Action::Throttle { percent: 0 });
         }
+        was_throttled
     }
 
     pub(super) fn on_transferred(&mut self, transfer: Transfer) {
         self.notes.transfer = transfer;
         if let Some(percent) = self.stall.renew(transfer.wire_bytes, self.now) {
+            if percent == 0 {
+                self.note(Decided::Unthrottled { cause: Cause::Idle });
+            }
             self.push(Action::Throttle { percent });
         }
     }
@@ -306,11 +327,12 @@ impl Source {
             return;
         }
         self.config.limits.change(change);
+        self.note(Decided::from(change));
         if change.bandwidth.is_some() {
             self.stall.restart();
         }
-        if self.config.limits.on_stall != OnStall::Throttle {
-            self.end_throttle();
+        if self.config.limits.on_stall != OnStall::Throttle && self.end_throttle() {
+            self.note(Decided::Unthrottled { cause: Cause::Order });
         }
         if let State::Resting { until } = &mut self.state {
             *until = self.now;

@@ -1,6 +1,7 @@
 //! Post-copy, from the decision on.
 
 use super::*;
+use crate::decisions::{Cause, Decided};
 use crate::error::{ChangeRefused, PostcopyRefused};
 use crate::limits::LimitsChange;
 use crate::memory::PageSet;
@@ -44,6 +45,14 @@ fn serving() -> Bench {
     assert_eq!(bench.source.phase(), Phase::Postcopy);
     assert_eq!(bench.source.deadline(), None, "memory takes the time that it takes");
     bench
+}
+
+#[test]
+fn an_order_to_hand_the_guest_over_before_its_memory_is_the_cause_of_that_decision() {
+    let bench = standing();
+    let decisions = bench.source.progress(bench.now).decisions;
+    let decided: Vec<_> = decisions.into_iter().map(|decided| decided.what).collect();
+    assert_eq!(decided, [Decided::Postcopy { cause: Cause::Order }]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A guest that writes faster than it is sent: what its source does, in which order.
 
 use super::*;
+use crate::decisions::{Cause, Decided, DecisionKind};
 use crate::error::ChangeRefused;
 use crate::guest::Throttled;
 use crate::limits::LimitsChange;
@@ -58,6 +59,8 @@ fn progress_and_report_say_how_many_vcpus_rest_and_how_much_one_of_them_does() {
     assert_eq!(bench.feed(Event::Throttled(Throttled::default())), []);
     let progress = bench.source.progress(bench.now);
     assert_eq!((progress.throttled_vcpus, progress.throttle_percent), (0, 0));
+    let last = bench.source.progress(bench.now).decisions.pop().unwrap().what;
+    assert_eq!(last, Decided::Throttled { percent: 90, vcpus: 1 });
     let stall = bench.source.notes.stall.unwrap();
     assert_eq!((stall.throttled_vcpus, stall.throttle_percent_max), (1, 98));
 }
@@ -67,6 +70,8 @@ fn a_destination_that_takes_nothing_does_not_keep_the_guest_slow() {
     let mut bench = throttled();
     bench.now += Duration::from_secs(5);
     assert_eq!(bench.feed(Event::Transferred(Transfer::default())), [LIFTED]);
+    let decided = bench.source.progress(bench.now).decisions.pop().unwrap().what;
+    assert_eq!(decided, Decided::Unthrottled { cause: Cause::Idle });
 }
 
 #[test]
@@ -102,6 +107,7 @@ fn a_forced_hand_over_may_take_as_long_as_it_is_expected_to() {
     bench.source.config.limits.on_stall = OnStall::Force;
     let pause = in_vain(&mut bench, 3);
     assert_eq!(pause, [Action::Send(SourceMessage::Switchover), Action::Pause]);
+    assert_eq!(kinds(&bench), [DecisionKind::Stalled, DecisionKind::Forced]);
     let expected = bench.source.progress(bench.now).expected_downtime_seconds.unwrap();
     assert!(expected > 0.9, "{expected}");
     let allowed = (bench.source.deadline().unwrap() - bench.now).as_secs_f64();
@@ -127,6 +133,9 @@ fn a_guest_that_stalls_is_handed_over_before_its_memory_if_both_sides_can() {
     bench.feed(Event::Probed(Probe { pause_and_save: 2 * MS, round_trip: MS, ..Probe::default() }));
     assert_eq!(in_vain(&mut bench, 3), [Action::EndStreams]);
     assert!(bench.source.notes.stall.is_some_and(|stall| stall.postcopy));
+    assert_eq!(kinds(&bench), [DecisionKind::Stalled, DecisionKind::Postcopy]);
+    let decided = bench.source.progress(bench.now).decisions.pop().unwrap().what;
+    assert_eq!(decided, Decided::Postcopy { cause: Cause::Stall });
 }
 
 #[test]
@@ -144,24 +153,94 @@ fn a_stall_waits_and_says_why_if_the_destination_cannot_use_postcopy() {
     assert!(bench.source.notes.stall.is_some_and(|stall| !stall.postcopy));
 }
 
+/// The kinds of decisions so far, in their order.
+fn kinds(bench: &Bench) -> Vec<DecisionKind> {
+    let progress = bench.source.progress(bench.now);
+    progress.decisions.iter().map(|decided| decided.what.kind()).collect()
+}
+
 #[test]
-fn a_limit_below_the_fixed_part_is_said_to_be_impossible_with_the_number() {
-    let mut bench = Bench::new();
+fn each_decision_is_listed_once_and_counted_until_limits_change() {
+    use DecisionKind::{LimitsChanged, Stalled, Throttled, Unthrottled};
+    let mut bench = throttled();
+    let first = bench.source.progress(bench.now).decisions.remove(0);
+    assert!(first.after_seconds > 2.9, "{first:?}");
+    let Decided::Stalled { expected_downtime_seconds, downtime_limit_seconds, on_stall, .. } =
+        first.what
+    else {
+        panic!("{first:?}");
+    };
+    assert!(expected_downtime_seconds > 0.9, "{expected_downtime_seconds}");
+    assert_eq!((downtime_limit_seconds, on_stall), (0.3, OnStall::Throttle));
+    in_vain(&mut bench, 1);
+    let steps = [Stalled, Throttled, Throttled];
+    assert_eq!(kinds(&bench), steps);
+
+    let wait = LimitsChange { on_stall: Some(OnStall::Wait), ..LimitsChange::default() };
+    bench.feed(Event::Change(wait));
+    in_vain(&mut bench, 5);
+
+    let all = [&steps[..], &[LimitsChanged, Unthrottled, Stalled]].concat();
+    assert_eq!(kinds(&bench), all);
+    let progress = bench.source.progress(bench.now);
+    assert_eq!(progress.decision_counts[&Stalled], 2);
+    assert_eq!(progress.decisions[4].what, Decided::Unthrottled { cause: Cause::Order });
+    bench.feed(Event::Cancel { by: "me".into() });
+    bench.hear(DestinationMessage::Discarded);
+    let ended = bench.feed(Event::Recorded);
+    let report = report(&ended);
+    assert_eq!(
+        (&report.decisions, &report.decision_counts),
+        (&progress.decisions, &progress.decision_counts)
+    );
+}
+
+#[test]
+fn an_ordinary_migration_decides_nothing() {
+    let bench = Bench::awaiting_ready();
+    assert_eq!(kinds(&bench), []);
+    assert!(bench.source.progress(bench.now).decision_counts.is_empty());
+}
+
+/// Runs rounds that leave nothing dirty, each after a dry run that takes longer than the limit,
+/// until something is done about it, or `dry_runs` times; returns the actions and the dry runs.
+fn measured_in_vain(bench: &mut Bench, dry_runs: u32) -> (Vec<Action>, u32) {
     bench.source.config.limits.downtime = 10 * MS;
     let slow = Probe { pause_and_save: 40 * MS, round_trip: MS, ..Probe::default() };
     bench.begin(slow);
-    let mut dry_runs = 1;
-    let actions = loop {
+    for dry_run in 1..=dry_runs {
         let actions = bench.feed(Event::RoundSent(RoundSent::default()));
         if !actions.is_empty() {
-            break actions;
+            return (actions, dry_run);
         }
         bench.now = bench.source.deadline().unwrap() + Duration::from_secs(2);
         bench.source.handle(Event::Tick, bench.now);
         bench.feed(Event::Recorded);
         bench.feed(Event::Probed(slow));
-        dry_runs += 1;
+    }
+    (Vec::new(), dry_runs)
+}
+
+#[test]
+fn a_limit_below_the_fixed_part_is_said_once_to_be_impossible_if_the_source_is_to_wait() {
+    let mut bench = Bench::new();
+    bench.source.config.limits.on_stall = OnStall::Wait;
+    assert_eq!(measured_in_vain(&mut bench, 9), (Vec::new(), 9));
+    let progress = bench.source.progress(bench.now);
+    let [decided] = &progress.decisions[..] else { panic!("{:?}", progress.decisions) };
+    let Decided::Impossible { fixed_seconds, downtime_limit_seconds, .. } = decided.what else {
+        panic!("{decided:?}");
     };
+    assert!((fixed_seconds - 0.085).abs() < 0.001, "{fixed_seconds}");
+    assert!((downtime_limit_seconds - 0.01).abs() < 1e-9, "{downtime_limit_seconds}");
+    assert!(decided.after_seconds > 10.0 && !progress.converging, "{decided:?}");
+}
+
+#[test]
+fn a_limit_below_the_fixed_part_is_said_to_be_impossible_with_the_number() {
+    let mut bench = Bench::new();
+    let (actions, dry_runs) = measured_in_vain(&mut bench, 9);
+    assert_eq!(kinds(&bench), [DecisionKind::Impossible]);
     let Action::Send(SourceMessage::Abort(complaint)) = &actions[0] else { panic!("{actions:?}") };
     assert_eq!((complaint.reason(), dry_runs), (Reason::Stalled, 5));
     assert!(

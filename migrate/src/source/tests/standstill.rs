@@ -1,6 +1,7 @@
 //! How long the guest is paused before it is handed over or resumed here.
 
 use super::*;
+use crate::decisions::Decided;
 use crate::protocol::FEATURE_RETURN;
 
 /// Twice the default downtime limit of 300 ms, plus a second.
@@ -143,6 +144,9 @@ fn a_hand_over_that_takes_too_long_goes_back_to_rounds_and_is_tried_again() {
     bench.feed(Event::StateSaved { state: vec![1] });
     bench.feed(Event::RoundSent(RoundSent::default()));
     assert_eq!(time_is_over(&mut bench), RETURN);
+    let decided = bench.source.progress(bench.now).decisions.pop().unwrap().what;
+    let waited_for = "its disks were still being flushed".to_owned();
+    assert_eq!(decided, Decided::CalledOff { allowed_seconds: 1.6, waited_for });
     assert_eq!(
         bench.feed(Event::Resumed(Ok(()))),
         [Action::Record(SourceState::Undecided)],

@@ -1,0 +1,160 @@
+//! Says for users what a source has decided about a migration on its way.
+
+use std::time::Duration;
+
+use migrate::decisions::{Cause, Decided, DecidedAt};
+
+use crate::units::{PAGE_BYTES, format_duration, format_rate, format_vcpus};
+
+/// Formats a decision and when it was made.
+pub(crate) fn dated(decided: &DecidedAt) -> String {
+    format!("at {}: {}", time(decided.after_seconds), text(&decided.what))
+}
+
+/// Formats a decision.
+pub(crate) fn text(decided: &Decided) -> String {
+    match decided {
+        Decided::Stalled {
+            dirty_pages_per_second,
+            bandwidth_bytes_per_second,
+            expected_downtime_seconds,
+            downtime_limit_seconds,
+            on_stall,
+        } => format!(
+            "it stalls, since the guest writes {} and {} are sent: expected downtime {}, limit {}; \
+             --on-stall {on_stall}",
+            rate(dirty_pages_per_second * PAGE_BYTES as f64),
+            rate(*bandwidth_bytes_per_second),
+            time(*expected_downtime_seconds),
+            time(*downtime_limit_seconds)
+        ),
+        Decided::Impossible { fixed_seconds, downtime_limit_seconds, on_stall } => format!(
+            "the downtime limit of {} is impossible, since pausing the guest takes {} even without \
+             dirty memory; --on-stall {on_stall}",
+            time(*downtime_limit_seconds),
+            time(*fixed_seconds)
+        ),
+        Decided::Throttled { percent, vcpus } => {
+            format!("{} throttled by up to {percent} %", format_vcpus(*vcpus))
+        }
+        Decided::Unthrottled { cause } => {
+            format!("the guest is no longer throttled, {}", why(*cause))
+        }
+        Decided::Forced { expected_downtime_seconds, downtime_limit_seconds } => format!(
+            "the guest is handed over by force: expected downtime {}, limit {}",
+            time(*expected_downtime_seconds),
+            time(*downtime_limit_seconds)
+        ),
+        Decided::Postcopy { cause } => {
+            format!("the guest is handed over before its memory, {}", why(*cause))
+        }
+        Decided::CalledOff { allowed_seconds, waited_for } => format!(
+            "the hand-over is called off, since it took longer than {}: {waited_for}",
+            time(*allowed_seconds)
+        ),
+        Decided::LimitsChanged {
+            downtime_limit_seconds,
+            time_limit_seconds,
+            bandwidth_limit_bytes_per_second,
+            on_stall,
+        } => {
+            let parts = [
+                downtime_limit_seconds.map(|limit| format!("downtime={}", time(limit))),
+                time_limit_seconds.map(|limit| format!("timeout={}", time(limit))),
+                bandwidth_limit_bytes_per_second.map(|limit| format!("bandwidth={}", bound(limit))),
+                on_stall.map(|on_stall| format!("on-stall={on_stall}")),
+            ];
+            let parts: Vec<_> = parts.into_iter().flatten().collect();
+            format!("new limits: {}", parts.join(", "))
+        }
+    }
+}
+
+fn why(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Stall => "since it stalls",
+        Cause::Order => "as ordered",
+        Cause::Idle => "since nothing has been sent for some time",
+    }
+}
+
+/// Formats a limit of the bandwidth; 0 stands for none.
+fn bound(bytes_per_second: u64) -> String {
+    match bytes_per_second {
+        0 => "none".to_owned(),
+        bytes => format_rate(bytes),
+    }
+}
+
+fn rate(bytes_per_second: f64) -> String {
+    format_rate(bytes_per_second.max(0.0) as u64)
+}
+
+/// Formats a time in seconds; an invalid (negative) one is shown as zero.
+fn time(seconds: f64) -> String {
+    format_duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use migrate::OnStall;
+
+    use super::*;
+
+    #[test]
+    fn each_decision_says_what_was_done_and_why() {
+        let on_stall = OnStall::Wait;
+        for (decided, said) in [
+            (
+                Decided::Stalled {
+                    dirty_pages_per_second: 20_000.0,
+                    bandwidth_bytes_per_second: 8e6,
+                    expected_downtime_seconds: 2.1,
+                    downtime_limit_seconds: 0.3,
+                    on_stall,
+                },
+                "it stalls, since the guest writes 78.1 MiB/s and 7.63 MiB/s are sent: expected downtime 2.10 s, limit \
+                 300.0 ms; --on-stall wait",
+            ),
+            (
+                Decided::Impossible {
+                    fixed_seconds: 0.085,
+                    downtime_limit_seconds: 0.01,
+                    on_stall,
+                },
+                "the downtime limit of 10.0 ms is impossible, since pausing the guest takes 85.0 ms even without dirty \
+                 memory; --on-stall wait",
+            ),
+            (Decided::Throttled { percent: 75, vcpus: 1 }, "1 vCPU throttled by up to 75 %"),
+            (
+                Decided::Unthrottled { cause: Cause::Idle },
+                "the guest is no longer throttled, since nothing has been sent for some time",
+            ),
+            (
+                Decided::Forced { expected_downtime_seconds: 2.1, downtime_limit_seconds: 0.3 },
+                "the guest is handed over by force: expected downtime 2.10 s, limit 300.0 ms",
+            ),
+            (
+                Decided::Postcopy { cause: Cause::Order },
+                "the guest is handed over before its memory, as ordered",
+            ),
+            (
+                Decided::CalledOff { allowed_seconds: 1.6, waited_for: "a disk".to_owned() },
+                "the hand-over is called off, since it took longer than 1.60 s: a disk",
+            ),
+            (
+                Decided::LimitsChanged {
+                    downtime_limit_seconds: Some(20.0),
+                    time_limit_seconds: None,
+                    bandwidth_limit_bytes_per_second: Some(0),
+                    on_stall: Some(OnStall::Force),
+                },
+                "new limits: downtime=20.00 s, bandwidth=none, on-stall=force",
+            ),
+        ] {
+            assert_eq!(text(&decided), said);
+            let dated = dated(&DecidedAt { after_seconds: 1.5, what: decided });
+            assert_eq!(dated, format!("at 1.50 s: {said}"));
+        }
+    }
+}
