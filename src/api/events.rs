@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use migrate::decisions::DecidedAt;
 use migrate::progress::Role;
 use migrate::report::Outcome;
 use migrate::{MigrationId, Phase, Report};
@@ -10,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::decisions;
 use crate::names::GuestName;
 
 /// The route on which a guest's process streams its events.
@@ -101,6 +103,15 @@ pub(crate) enum What {
         /// The phase that it is in now.
         phase: Phase,
     },
+    /// The source of the migration, on this host, has decided something on its way: the migration
+    /// stalls, and what is done about that; or its operator has changed a limit.
+    MigrationDecided {
+        /// Id of the migration.
+        migration_id: MigrationId,
+        /// What it has decided, and when.
+        #[serde(flatten)]
+        decided: DecidedAt,
+    },
     /// One of several links of a migration from this host is lost; the others go on.
     LinkLost {
         /// Id of the migration.
@@ -168,6 +179,9 @@ impl fmt::Display for What {
                 write!(f, "migration started: {migration_id}")
             }
             Self::MigrationPhase { phase, .. } => write!(f, "migration phase: {phase}"),
+            Self::MigrationDecided { decided, .. } => {
+                write!(f, "migration: {}", decisions::text(&decided.what))
+            }
             Self::LinkLost { address, detail, .. } => {
                 write!(f, "link {address} of the migration is lost: {detail}")
             }

@@ -47,6 +47,7 @@ struct Reported {
 struct ReportedMigration {
     id: MigrationId,
     phases: usize,
+    decisions: u64,
     is_in_doubt: bool,
     is_page_withheld: bool,
     links_lost: Vec<IpAddr>,
@@ -98,6 +99,7 @@ impl Events {
             let new = ReportedMigration {
                 id: migration_id,
                 phases: 0,
+                decisions: 0,
                 is_in_doubt: false,
                 is_page_withheld: false,
                 links_lost: Vec::new(),
@@ -185,8 +187,13 @@ impl Reported {
         };
         let phases = progress.phases.iter().skip(known.phases);
         let phase = |phase| What::MigrationPhase { migration_id, phase };
-        let mut news: Vec<_> = phases.map(|it| phase(it.phase)).collect();
-        known.phases += news.len();
+        let phases: Vec<_> = phases.map(|it| phase(it.phase)).collect();
+        known.phases += phases.len();
+        let decisions = progress.decisions_after(known.decisions).iter().cloned();
+        let decision = |decided| What::MigrationDecided { migration_id, decided };
+        // A decision may lead to the phase, and not the other way round.
+        let mut news: Vec<_> = decisions.map(decision).chain(phases).collect();
+        known.decisions = known.decisions.max(progress.decision_counts.values().sum());
         let was_in_doubt = std::mem::replace(&mut known.is_in_doubt, progress.doubt().is_some());
         let doubt = progress.doubt().filter(|_| !was_in_doubt);
         news.extend(doubt.map(|detail| What::InDoubt { detail: detail.to_owned() }));
@@ -223,6 +230,7 @@ impl Reported {
 #[cfg(test)]
 mod tests {
     use migrate::Phase;
+    use migrate::decisions::{Decided, DecidedAt, DecisionKind};
     use migrate::phase::PhaseTime;
     use migrate::progress::LinkProgress;
     use migrate::waits::PageWaits;
@@ -323,6 +331,33 @@ mod tests {
         }
         let waits = |seconds| What::WaitsForMemory { migration_id: id, seconds };
         assert_eq!(reported(&events)[1..], [waits(6.0), waits(8.0)]);
+    }
+
+    #[test]
+    fn each_decision_is_reported_once_also_if_it_is_no_longer_listed() {
+        let (events, id) = (events(), MigrationId::random());
+        events.migration_started(id, Role::Source);
+        let decided = |after: u32| DecidedAt {
+            after_seconds: after.into(),
+            what: Decided::Throttled { percent: 20, vcpus: 1 },
+        };
+        for (listed, count) in [(0..2, 2), (0..2, 2), (7..9, 9), (8..10, 10)] {
+            let mut status = status(id, &[], None);
+            let progress = status.progress.as_mut().unwrap();
+            progress.decisions = listed.map(decided).collect();
+            progress.decision_counts.insert(DecisionKind::Throttled, count);
+            events.migration(&status);
+        }
+        let expected = [0, 1, 7, 8, 9]
+            .map(|after| What::MigrationDecided { migration_id: id, decided: decided(after) });
+        assert_eq!(reported(&events)[1..], expected);
+        let json = serde_json::to_value(&expected[0]).unwrap();
+        assert_eq!(
+            (&json["event"], &json["decision"]),
+            (&"migration-decided".into(), &"throttled".into())
+        );
+        assert_eq!(serde_json::from_value::<What>(json).unwrap(), expected[0]);
+        assert_eq!(expected[0].to_string(), "migration: 1 vCPU throttled by up to 20 %");
     }
 
     #[test]
