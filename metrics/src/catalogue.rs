@@ -6,6 +6,7 @@
 //! label named `type`; help is a sentence.
 
 use migrate::Phase;
+use migrate::decisions::DecisionKind;
 use migrate::progress::Role;
 use prometheus::Registry;
 
@@ -157,6 +158,9 @@ catalogue! {
         migration_throttle: Gauge<(GuestName, Role)> =
             "lighter_migration_throttle_ratio", Ratio,
             "Largest share of the time that a vCPU of a migrating guest is made to rest, so that the guest writes less.";
+        migration_decisions: Counter<(GuestName, Role, DecisionKind)> =
+            "lighter_migration_decisions_total", Count,
+            "What the migration of a guest that stalls has decided, and changes of its limits.";
         migration_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_downtime_seconds", Seconds,
             "Downtime of the migration of a guest as this host saw it, without dry runs; \

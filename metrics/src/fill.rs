@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use migrate::Phase;
+use migrate::decisions::DecisionKind;
 use migrate::progress::Role;
 
 use crate::catalogue::Scraped;
@@ -82,6 +83,7 @@ pub(crate) fn migration(families: &Scraped, name: &GuestName, sample: &Migration
     traffic(families, name, sample);
     forecast(families, name, sample);
     page_waits(families, name, sample);
+    decisions(families, name, sample);
 }
 
 /// Fills the phase of a migration and its durations.
@@ -139,6 +141,16 @@ fn forecast(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
         if let Some(value) = value {
             gauge.set(&labels, value);
         }
+    }
+}
+
+/// Fills what the source has decided, from the start of the migration on.
+fn decisions(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
+    let Some(decisions) = &sample.decisions else { return };
+    for kind in DecisionKind::EVERY {
+        let labels = (name.clone(), sample.direction, *kind);
+        let count = decisions.get(kind).copied().unwrap_or_default();
+        families.migration_decisions.add(&labels, number(count));
     }
 }
 

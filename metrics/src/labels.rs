@@ -1,6 +1,7 @@
 //! The labels and their values as types, so that code cannot misspell or invent one.
 
 use migrate::Phase;
+use migrate::decisions::DecisionKind;
 use migrate::progress::Role;
 
 use crate::definition::{LabelDefinition, LabelValues};
@@ -180,6 +181,9 @@ label_values! {
 }
 
 named_label!(Phase as "phase");
+
+// What a source has decided.
+named_label!(DecisionKind as "decision");
 
 fixed_label! {
     /// How pages are encoded on the wire.

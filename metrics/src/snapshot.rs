@@ -1,8 +1,10 @@
 //! The data of one scrape: plain values that the program gathers, independent of Prometheus.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use migrate::Phase;
+use migrate::decisions::DecisionKind;
 use migrate::progress::Role;
 use migrate::waits::PageWaits;
 
@@ -137,6 +139,8 @@ pub struct MigrationSample {
     pub expected_downtime: Option<Duration>,
     /// Largest share of the time, 0 to 1, that a vCPU of the guest is made to rest.
     pub throttle: Option<f64>,
+    /// How many decisions of each kind there were; only the source makes any.
+    pub decisions: Option<BTreeMap<DecisionKind, u64>>,
     /// The guest's downtime, as measured by this host.
     pub downtime: Option<Duration>,
     /// The guest's downtime, as measured by the guest.

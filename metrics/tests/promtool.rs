@@ -17,6 +17,7 @@ use metrics::{
     ScheduleSample, Snapshot, SurveySample, Traffic, WindowEnd,
 };
 use migrate::Phase;
+use migrate::decisions::DecisionKind;
 use migrate::progress::Role;
 use migrate::waits::PageWaits;
 
@@ -39,6 +40,7 @@ fn migration() -> MigrationSample {
         dirty_rate: Some(1e8),
         expected_downtime: Some(Duration::from_millis(30)),
         throttle: Some(0.75),
+        decisions: Some([(DecisionKind::Throttled, 2)].into()),
         downtime: Some(Duration::from_millis(12)),
         guest_downtime: Some(Duration::from_millis(13)),
         page_waits: Some(PageWaits {

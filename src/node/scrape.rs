@@ -111,6 +111,7 @@ fn running(progress: &Progress) -> MigrationSample {
         dirty_rate: is_source.then_some(progress.dirty_pages_per_second * PAGE_BYTES as f64),
         expected_downtime: progress.expected_downtime_seconds.map(seconds),
         throttle: is_source.then_some(f64::from(progress.throttle_percent) / 100.0),
+        decisions: is_source.then(|| progress.decision_counts.clone()),
         downtime: None,
         guest_downtime: None,
         page_waits: progress.page_waits.as_ref().and_then(page_waits),
@@ -181,6 +182,7 @@ fn finished(report: &Report) -> MigrationSample {
         dirty_rate: None,
         expected_downtime: report.expected_downtime_seconds.map(seconds),
         throttle: None,
+        decisions: (report.role == Role::Source).then(|| report.decision_counts.clone()),
         downtime: report.downtime_seconds.map(seconds),
         guest_downtime: None,
         page_waits: report.page_waits.as_ref().and_then(page_waits),
@@ -196,6 +198,7 @@ fn seconds(value: f64) -> Duration {
 mod tests {
     use metrics::{Exporter, Snapshot};
     use migrate::MigrationId;
+    use migrate::decisions::DecisionKind;
 
     use migrate::record::SourceState;
 
@@ -226,6 +229,25 @@ mod tests {
         assert_eq!(migration.phase, Some(Phase::Precopy));
         assert_eq!(migration.dirty_rate, Some(2000.0 * 4096.0));
         assert_eq!(migration.raw, Traffic { pages: 3, bytes: 3 * 4096 });
+    }
+
+    #[test]
+    fn decisions_are_on_the_page_of_the_source_from_zero_on() {
+        let mut status = under_way(Role::Source);
+        let progress = status.as_mut().unwrap().progress.as_mut().unwrap();
+        progress.decision_counts.insert(DecisionKind::Throttled, 3);
+        let page = |status| {
+            let guests = vec![sample(&view(GuestState::Migrating, status))];
+            let exporter = Exporter::new("1.0.0", "abc", UNIX_EPOCH).unwrap();
+            exporter.render(&Snapshot { guests, ..Snapshot::default() }).unwrap()
+        };
+        let shown = page(status);
+        for (decision, count) in [("throttled", 3), ("forced", 0)] {
+            let labels = format!("decision=\"{decision}\",direction=\"outgoing\",guest=\"web\"");
+            let line = format!("lighter_migration_decisions_total{{{labels}}} {count}");
+            assert!(shown.lines().any(|one| one == line), "{line} in\n{shown}");
+        }
+        assert!(!page(under_way(Role::Destination)).contains("lighter_migration_decisions_total{"));
     }
 
     #[test]
