@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::checks::{nothing_left_behind, one_intact_copy};
-use support::{Exit, Guest, GuestPlan, Migration, Pair, wait};
+use support::{Exit, Guest, GuestPlan, Migration, Pair, Running, wait};
 
+use crate::events::{await_events, listen};
 use crate::metrics::{scrape, value};
 
 /// The working set, 16 MiB, takes two seconds on this link: the guest writes all of it meanwhile.
@@ -63,9 +64,27 @@ pub(crate) fn writes_at_its_full_rate(guest: &Guest) {
     });
 }
 
+/// The decisions about a guest that has left which `listener` has heard of, and which the report
+/// of its migration lists as well.
+#[track_caller]
+fn decided(listener: Running, report: &Value) -> Vec<Value> {
+    let heard = await_events(&listener, &["migration-decided", "stopped"]);
+    let heard: Vec<_> =
+        heard.into_iter().filter(|event| event["event"] == "migration-decided").collect();
+    let names = |decisions: &[Value]| -> Vec<Value> {
+        decisions.iter().map(|decided| decided["decision"].clone()).collect()
+    };
+    let listed = report["decisions"].as_array().expect("a list");
+    assert_eq!(names(&heard), names(listed), "{report:#}");
+    // It would count as left behind.
+    drop(listener);
+    heard
+}
+
 #[test]
 fn a_hot_guest_arrives_throttled() {
     let pair = Pair::new();
+    let listener = listen(&pair.a);
     let metric = "lighter_migration_throttle_ratio";
     let migration = start(&pair, &["--on-stall", "throttle", "--downtime", "300ms"]);
     is_throttled(&pair);
@@ -80,6 +99,18 @@ fn a_hot_guest_arrives_throttled() {
     assert_eq!(report["stall"]["throttled_vcpus"], 1, "{report:#}");
     assert_eq!(report["stall"]["forced"], false, "{report:#}");
     assert!(report["expected_downtime_seconds"].as_f64() <= Some(0.3), "{report:#}");
+    let decided = decided(listener, &report);
+    assert_eq!(decided[0]["decision"], "stalled", "{decided:#?}");
+    assert_eq!(decided[0]["on_stall"], "throttle", "{decided:#?}");
+    assert!(decided[0]["expected_downtime_seconds"].as_f64() > Some(0.3), "{decided:#?}");
+    assert_eq!(decided[1]["decision"], "throttled", "{decided:#?}");
+    assert!(decided[1]["percent"].as_u64() >= Some(20), "{decided:#?}");
+    let steps = decided.iter().filter(|event| event["decision"] == "throttled").count();
+    wait::until("the node counts the steps of the throttle", || {
+        let labels = [("guest", "web-1"), ("decision", "throttled")];
+        let counted = value(&scrape(&pair.a), "lighter_migration_decisions_total", &labels);
+        wait::holds(counted == Some(steps as f64), counted)
+    });
     one_intact_copy(&pair.hosts(), "web-1", &pair.b);
 }
 
@@ -137,6 +168,7 @@ fn a_migration_that_waits_is_told_to_throttle_and_the_throttle_ends_when_it_is_c
 #[test]
 fn a_migration_takes_new_limits_on_the_way() {
     let pair = Pair::new();
+    let listener = listen(&pair.a);
     let migration = start(&pair, &["--on-stall", "wait", "--downtime", "100ms"]);
     migration.await_phase("precopy");
     pair.b
@@ -147,6 +179,13 @@ fn a_migration_takes_new_limits_on_the_way() {
         .ok();
     let report = migration.finish().ok();
     assert!(report["expected_downtime_seconds"].as_f64() <= Some(20.0), "{report:#}");
+    let decided = decided(listener, &report);
+    let changed = decided.iter().find(|event| event["decision"] == "limits_changed");
+    let changed = changed.expect("a change");
+    assert_eq!(changed["downtime_limit_seconds"], 20.0, "{changed:#}");
+    assert_eq!(changed["time_limit_seconds"], 300.0, "{changed:#}");
+    assert_eq!(changed["bandwidth_limit_bytes_per_second"], 0, "{changed:#}");
+    assert_eq!(changed.get("on_stall"), None, "{changed:#}");
     one_intact_copy(&pair.hosts(), "web-1", &pair.b);
     nothing_left_behind(&[&pair.a]);
 }

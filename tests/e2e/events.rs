@@ -11,7 +11,7 @@ use support::{Exit, Guest, GuestPlan, Host, Migration, Pair, Running, lighter, w
 
 /// Starts `lighter events --json` and waits until it listens, that is, until it has reported a
 /// guest that came and went.
-fn listen(host: &Host) -> Running {
+pub(crate) fn listen(host: &Host) -> Running {
     let listener = Running::start(lighter(host.state_dir(), &["events", "--json"]));
     wait::until("somebody listens", || {
         Guest::start(host, &GuestPlan { name: "canary".to_owned(), ..GuestPlan::default() });
@@ -31,7 +31,7 @@ fn events(listener: &Running) -> Vec<Value> {
 
 /// Waits until these events of web-1 have been reported in this order, with any others in between.
 #[track_caller]
-fn await_events(listener: &Running, names: &[&str]) -> Vec<Value> {
+pub(crate) fn await_events(listener: &Running, names: &[&str]) -> Vec<Value> {
     wait::until(&format!("{names:?} are told"), || {
         let reported: Vec<Value> =
             events(listener).into_iter().filter(|event| event["guest"] == "web-1").collect();

@@ -25,7 +25,7 @@ pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 9] = [
     (
         "tests/e2e/converging.rs",
         "a_hot_guest_arrives_throttled",
-        &["lighter_migration_throttle_ratio"],
+        &["lighter_migration_throttle_ratio", "lighter_migration_decisions_total"],
     ),
     (
         "tests/e2e/converging.rs",
