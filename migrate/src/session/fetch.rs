@@ -140,6 +140,8 @@ impl Fetch {
             let _ = again.send(pages);
         }
         drop(again);
+        // A source may open one such stream after the other.
+        while tasks.try_join_next().is_some() {}
         // It fails only for a stream that has ended.
         let _ = stream.set_priority(REQUESTS_PRIORITY);
         tasks.spawn(async move {

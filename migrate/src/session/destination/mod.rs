@@ -449,6 +449,8 @@ impl Driver {
                 }
             });
         }
+        // A source may open and reset one after the other.
+        while self.readers.try_join_next().is_some() {}
         for stream in std::mem::take(&mut self.early_links) {
             let (memory, input_sender) = (memory.clone(), self.input_sender.clone());
             self.readers.spawn(async move {

@@ -6,6 +6,7 @@ mod estimates;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod hints;
+mod hostile;
 mod links;
 mod memory;
 mod missing;
@@ -13,6 +14,7 @@ mod pool;
 mod postcopy;
 mod refusals;
 mod relay;
+mod serving;
 mod standstill;
 mod success;
 mod world;
