@@ -224,11 +224,7 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
     if let Some(why) = &progress.postcopy_refused {
         parts.push((Rank::Remaining, format!("goes on with rounds, as {why}")));
     }
-    if let Some(waits) = progress.page_waits.as_ref().filter(|waits| waits.is_withheld()) {
-        let time = Duration::try_from_secs_f64(waits.oldest_seconds).unwrap_or_default();
-        let text = format!("the guest has waited for a page for {}", format_duration(time));
-        parts.push((Rank::Remaining, text));
-    }
+    parts.extend(page_wait(progress).map(|text| (Rank::Remaining, text)));
     if progress.transfer.hinted_pages > 0 {
         let free = format_size(progress.transfer.hinted_pages.saturating_mul(PAGE_BYTES));
         parts.push((Rank::Free, format!("{free} free and not sent")));
@@ -247,6 +243,14 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
         }
     }
     parts
+}
+
+/// Formats how long the guest has waited for a page, once that is so long that the page seems to be
+/// withheld.
+pub(crate) fn page_wait(progress: &Progress) -> Option<String> {
+    let waits = progress.page_waits.as_ref().filter(|waits| waits.is_withheld())?;
+    let time = Duration::try_from_secs_f64(waits.oldest_seconds).unwrap_or_default();
+    Some(format!("the guest has waited for a page for {}", format_duration(time)))
 }
 
 /// Returns the memory sent each second: as measured over the last rounds, or the average while the

@@ -378,7 +378,9 @@ fn last_migration(report: &Report) -> String {
 
 /// Formats the progress of an arriving guest. Only the source knows how much is left, and the rate.
 fn arrival_line(progress: &Progress) -> String {
-    format!("{}, {} received", progress.phase, format_size(progress.transfer.wire_bytes))
+    let received = format_size(progress.transfer.wire_bytes);
+    let wait = progress::page_wait(progress).map(|text| format!(", {text}"));
+    format!("{}, {received} received{}", progress.phase, wait.unwrap_or_default())
 }
 
 fn longest_stall(workload: &WorkloadInfo) -> Duration {
@@ -401,6 +403,8 @@ fn workload_lines(workload: &WorkloadInfo) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use migrate::decisions::{Cause, Decided, DecidedAt};
+    use migrate::waits::PageWaits;
+    use migrate::{MigrationId, Phase};
 
     use super::super::summary::tests::report;
     use super::*;
@@ -415,6 +419,15 @@ mod tests {
             ..BackingInfo::default()
         };
         assert_eq!(backing_lines(&usual), []);
+    }
+
+    #[test]
+    fn a_guest_that_waits_for_a_page_is_shown_to_where_it_waits() {
+        let mut progress = Progress::new(MigrationId::random(), Role::Destination);
+        progress.phase = Phase::Postcopy;
+        progress.page_waits = Some(PageWaits { oldest_seconds: 7.0, ..PageWaits::default() });
+        let line = arrival_line(&progress);
+        assert_eq!(line, "postcopy, 0 B received, the guest has waited for a page for 7.00 s");
     }
 
     #[test]
