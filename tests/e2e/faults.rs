@@ -53,3 +53,4 @@ mod standstill;
 mod stops;
 mod throttled;
 mod versions;
+mod withheld;

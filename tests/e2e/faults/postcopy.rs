@@ -10,7 +10,7 @@ use support::{CRAWL, Exit, HELD, Migration, NodePlan};
 
 /// Starts the migration, and hands the guest over before most of its memory. The downtime limit is
 /// for hosts that are busy with other tests: a hand-over that takes too long is called off.
-fn hand_over_first(scene: &mut Scene) -> Migration {
+pub(super) fn hand_over_first(scene: &mut Scene) -> Migration {
     scene.migrate_with(&[CRAWL, HELD].concat());
     let migration = scene.take_migration();
     migration.await_phase("precopy");
@@ -33,7 +33,7 @@ fn held_at(point: &str, further: &str) -> (Scene, Migration) {
 }
 
 /// Keeps what the guest does not wait for from following it.
-const UNASKED: &str = "source.take.background:hold";
+pub(super) const UNASKED: &str = "source.take.background:hold";
 
 /// A guest that runs at its destination and waits for a page. On a new connection, all will come.
 pub(super) fn fetching() -> (Scene, Migration) {
