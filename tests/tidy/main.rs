@@ -225,6 +225,23 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     found.map(|entry| entry.expect("a readable folder").path()).collect()
 }
 
+/// Files of `tests/e2e/faults` without tests.
+const FAULT_FIXTURES: [&str; 2] = ["phase", "scene"];
+
+#[test]
+fn contributing_lists_the_modules_of_fault_tests() {
+    let text = fs::read_to_string(root().join("CONTRIBUTING.md")).expect("a guide");
+    let names = text.split("`faults::").skip(1).filter_map(|it| it.split('`').next());
+    let mut listed: Vec<String> = names.map(str::to_owned).collect();
+    let files = entries(&root().join("tests/e2e/faults"));
+    let names = files.iter().map(|path| path.file_stem().expect("a name").display().to_string());
+    let mut modules: Vec<String> =
+        names.filter(|name| !FAULT_FIXTURES.contains(&name.as_str())).collect();
+    listed.sort();
+    modules.sort();
+    assert_eq!(listed, modules);
+}
+
 #[test]
 fn lines_fit_the_screen() {
     let found = findings(|_, line| {
