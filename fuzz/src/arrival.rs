@@ -22,7 +22,9 @@ use migrate::text::Blob;
 /// The events of a destination, in order.
 #[derive(Debug, Arbitrary)]
 pub struct Arrival {
-    /// Number of steps of `by_the_rules` that are taken first.
+    /// Whether memory follows the guest.
+    is_postcopy: bool,
+    /// Number of steps of `by_the_rules`, or of `by_the_rules_of_postcopy`, that are taken first.
     lawful: u8,
     #[arbitrary(with = crate::all)]
     steps: Vec<Step>,
@@ -152,7 +154,7 @@ fn guest(name: &str, vcpus: u16) -> GuestDescription {
 }
 
 /// The steps of an incoming guest that follow the protocol, from the greeting until it runs.
-fn by_the_rules() -> [Step; 14] {
+fn by_the_rules() -> [Step; 16] {
     let answer = || Step::Answer { well: true };
     [
         Step::Hear(Words::Hello { other: 0, features: u64::MAX }),
@@ -169,6 +171,36 @@ fn by_the_rules() -> [Step; 14] {
         answer(),
         Step::Hear(Words::Commit),
         answer(),
+        answer(),
+        answer(),
+    ]
+}
+
+/// As `by_the_rules`, for a guest whose memory follows it: until all of that is there.
+fn by_the_rules_of_postcopy() -> [Step; 20] {
+    let answer = || Step::Answer { well: true };
+    let missing = |pages| Step::Hear(Words::Missing { chunk: 0, pages });
+    [
+        Step::Hear(Words::Hello { other: 0, features: u64::MAX }),
+        Step::Hear(Words::Prepare { name: None, vcpus: 1, streams: 1 }),
+        answer(),
+        answer(),
+        answer(),
+        Step::StreamEnded { stream: 0, announced: 1, applied: 1 },
+        missing(0b11),
+        answer(),
+        Step::Hear(Words::Switchover),
+        missing(0b110),
+        Step::Hear(Words::State { paused: false, bytes: 1 }),
+        answer(),
+        Step::Hear(Words::Commit),
+        answer(),
+        answer(),
+        answer(),
+        Step::ConnectionLost,
+        Step::Connected,
+        Step::Hear(Words::Serve { is_lost: false }),
+        Step::Fetched,
     ]
 }
 
@@ -180,8 +212,14 @@ struct Host {
     /// Requests that are still to be answered.
     asked: VecDeque<Asked>,
     taking_recorded: bool,
+    /// The pages of the first list are dropped.
+    is_cleared: bool,
     /// The destination fetches memory.
     fetches: bool,
+    /// It has begun to.
+    has_fetched: bool,
+    /// The number of times that a guest ran whose memory was still missing.
+    ran_early: u64,
     discarded: bool,
     finished: bool,
     settled: bool,
@@ -195,7 +233,17 @@ enum Asked {
     Clear,
     Load,
     Record(DestinationState),
+    Adopt,
     Resume,
+}
+
+/// How far an arrival got.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ran {
+    /// How often the destination wanted to run the guest.
+    pub resumed: u64,
+    /// How often a part of its memory was still to be fetched.
+    pub early: u64,
 }
 
 /// Lets a guest arrive; returns how often the destination wanted to run it.
@@ -203,7 +251,7 @@ enum Asked {
 /// # Panics
 /// If the destination requests what it must not, such as to run a guest that is not its own or that
 /// is destroyed.
-pub fn arrive(arrival: &Arrival) -> u64 {
+pub fn arrive(arrival: &Arrival) -> Ran {
     let config = DestinationConfig {
         migration: migration(0),
         offer: Offer { features: Features::SUPPORTED.with(FEATURE_POSTCOPY), ..Offer::ours() },
@@ -214,14 +262,20 @@ pub fn arrive(arrival: &Arrival) -> u64 {
         now: Duration::ZERO,
         asked: VecDeque::new(),
         taking_recorded: false,
+        is_cleared: false,
         fetches: false,
+        has_fetched: false,
+        ran_early: 0,
         discarded: false,
         finished: false,
         settled: false,
         resumed: 0,
     };
     host.tell(Event::Connected);
-    let lawful = by_the_rules();
+    let lawful: &[Step] = match arrival.is_postcopy {
+        true => &by_the_rules_of_postcopy(),
+        false => &by_the_rules(),
+    };
     let count = usize::from(arrival.lawful) % (lawful.len() + 1);
     let steps = lawful.iter().take(count).chain(&arrival.steps);
     for step in steps {
@@ -230,7 +284,7 @@ pub fn arrive(arrival: &Arrival) -> u64 {
         }
         host.take(step);
     }
-    host.resumed
+    Ran { resumed: host.resumed, early: host.ran_early }
 }
 
 impl Host {
@@ -271,8 +325,12 @@ impl Host {
         Some(match self.asked.pop_front()? {
             Asked::Check => Event::Checked(if well { Ok(()) } else { Err(refusal()) }),
             Asked::Create => Event::Created(if well { Ok(()) } else { Err(refusal()) }),
-            Asked::Clear => Event::Cleared(done(well)),
+            Asked::Clear => {
+                self.is_cleared |= well;
+                Event::Cleared(done(well))
+            }
             Asked::Load => Event::Loaded(done(well)),
+            Asked::Adopt => Event::Adopted(done(well)),
             Asked::Resume => Event::Resumed(done(well)),
             Asked::Record(state) if well => {
                 self.taking_recorded |= state == DestinationState::Taking;
@@ -289,6 +347,11 @@ impl Host {
         }
     }
 
+    fn check_owned(&self) {
+        assert!(self.taking_recorded, "a guest runs that no record says is ours");
+        assert!(!self.discarded, "a guest runs that is destroyed");
+    }
+
     fn look_at(&mut self, action: Action) {
         match action {
             Action::Check(guest) | Action::Create(guest) if guest.check_bounds().is_err() => {
@@ -296,8 +359,18 @@ impl Host {
             }
             Action::Check(_) => self.asked.push_back(Asked::Check),
             Action::Create(_) => self.asked.push_back(Asked::Create),
-            Action::Clear(_) => self.asked.push_back(Asked::Clear),
-            Action::Fetch(_) => self.fetches = true,
+            Action::Clear(_) => {
+                assert!(!self.is_cleared, "pages are dropped twice for the first list");
+                self.asked.push_back(Asked::Clear);
+            }
+            Action::Fetch(_) => {
+                assert!(self.is_cleared, "memory is fetched of which nothing was dropped");
+                assert!(!self.has_fetched, "memory is fetched twice");
+                (self.fetches, self.has_fetched) = (true, true);
+            }
+            Action::ReportMissing => {
+                assert!(self.has_fetched, "the source is told what is missing, and nothing is");
+            }
             Action::StopFetching => self.fetches = false,
             Action::LoadState(_) => self.asked.push_back(Asked::Load),
             Action::Record(state) => {
@@ -309,10 +382,14 @@ impl Host {
                 );
                 self.asked.push_back(Asked::Record(state));
             }
-            Action::ResumeGuest | Action::AdoptGuest => {
-                assert!(self.taking_recorded, "a guest runs that no record says is ours");
-                assert!(!self.discarded, "a guest runs that is destroyed");
+            Action::AdoptGuest => {
+                self.check_owned();
+                self.asked.push_back(Asked::Adopt);
+            }
+            Action::ResumeGuest => {
+                self.check_owned();
                 self.resumed += 1;
+                self.ran_early += u64::from(self.fetches);
                 self.asked.push_back(Asked::Resume);
             }
             Action::Discard => {
@@ -327,7 +404,6 @@ impl Host {
             Action::Settled => self.settled = true,
             Action::Send(_)
             | Action::AcceptPages { .. }
-            | Action::ReportMissing
             | Action::AbandonMissing
             | Action::Disconnect => {}
         }

@@ -107,8 +107,10 @@ fn what_a_peer_says_is_understood_at_times() {
     let bodies = (0..=u8::MAX).flat_map(|kind| (0..8).map(move |variant| [kind, variant, 0, 0, 0]));
     let messages: u64 = bodies.filter_map(|body| peer::messages(&body).ok()).sum();
     assert!(messages >= 4, "{messages} messages");
-    let arrived = reached(|arrival: Arrival| arrival::arrive(&arrival));
+    let arrived = reached(|arrival: Arrival| arrival::arrive(&arrival).resumed);
     assert!(arrived > INPUTS / 10, "{arrived} guests");
+    let early = reached(|arrival: Arrival| arrival::arrive(&arrival).early);
+    assert!(early > INPUTS / 20, "{early} guests before their memory");
 }
 
 #[test]
