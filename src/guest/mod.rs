@@ -10,8 +10,8 @@
 //! the serial line, [`background`] is `--detach`, and [`workload`] the built-in guest. [`merging`]
 //! decides whether pages may be merged, [`survey`] whether that is worth it, and [`treatment`] does
 //! it. [`addresses`] checks MAC addresses, and [`events`] reports what happens to the guest, as
-//! [`firmware`] does when nothing boots. [`devices`] attaches and detaches devices, for the commands
-//! of [`attaching`], which run in processes of their own. Start at [`start`].
+//! [`firmware`] does when nothing boots. [`devices`] attaches and detaches devices, for the
+//! commands of [`attaching`], which run in processes of their own. Start at [`start`].
 
 mod addresses;
 mod api;

@@ -71,7 +71,8 @@ impl Below {
         let path = path_of(found.file())?;
         if path.parent() != Some(folder) {
             return refused(
-                "only files in the folder of the image are read: move it there, and tell the image by `qemu-img rebase -u -b FILE -F FORMAT`",
+                "only files in the folder of the image are read: move it there, and tell the image by \
+                 `qemu-img rebase -u -b FILE -F FORMAT`",
             );
         }
         if let Some(known) = self.opened.iter().find(|known| known.path == path) {
