@@ -80,7 +80,7 @@ impl Rogue {
             destination::start_with(session, factory.clone(), &tls, records, Failpoints::default());
         let there = started.unwrap();
         let address = (LOOPBACK, there.port()).into();
-        let dialer = endpoint::dialer_for_memory(address, &tls).unwrap();
+        let dialer = endpoint::dialer_for_memory(address, &tls, 1).unwrap();
         let peer = Peer { address, name: "127.0.0.1".into() };
         let connection = endpoint::connect(&dialer, &peer).await.unwrap();
         let preamble = Preamble { role: StreamRole::Control, migration, token };
