@@ -21,7 +21,7 @@ pub(crate) fn text(decided: &Decided) -> String {
             downtime_limit_seconds,
             on_stall,
         } => format!(
-            "it stalls, since the guest writes {} and {} are sent: expected downtime {}, limit {}; \
+            "stalled: the guest writes {}, {} are sent; expected downtime {}, limit {}; \
              --on-stall {on_stall}",
             rate(dirty_pages_per_second * PAGE_BYTES as f64),
             rate(*bandwidth_bytes_per_second),
@@ -41,7 +41,7 @@ pub(crate) fn text(decided: &Decided) -> String {
             format!("the guest is no longer throttled, {}", why(*cause))
         }
         Decided::Forced { expected_downtime_seconds, downtime_limit_seconds } => format!(
-            "the guest is handed over by force: expected downtime {}, limit {}",
+            "forced: the guest is handed over with an expected downtime of {}, limit {}",
             time(*expected_downtime_seconds),
             time(*downtime_limit_seconds)
         ),
@@ -67,14 +67,15 @@ pub(crate) fn text(decided: &Decided) -> String {
             let parts: Vec<_> = parts.into_iter().flatten().collect();
             format!("new limits: {}", parts.join(", "))
         }
+        Decided::Other => "a decision that this release does not know".to_owned(),
     }
 }
 
 fn why(cause: Cause) -> &'static str {
     match cause {
-        Cause::Stall => "since it stalls",
-        Cause::Order => "as ordered",
-        Cause::Idle => "since nothing has been sent for some time",
+        Cause::Stall => "as it stalls",
+        Cause::Order => "by order of the operator",
+        Cause::Idle => "as nothing has been sent for some time",
     }
 }
 
@@ -113,7 +114,7 @@ mod tests {
                     downtime_limit_seconds: 0.3,
                     on_stall,
                 },
-                "it stalls, since the guest writes 78.1 MiB/s and 7.63 MiB/s are sent: expected downtime 2.10 s, limit \
+                "stalled: the guest writes 78.1 MiB/s, 7.63 MiB/s are sent; expected downtime 2.10 s, limit \
                  300.0 ms; --on-stall wait",
             ),
             (
@@ -128,15 +129,15 @@ mod tests {
             (Decided::Throttled { percent: 75, vcpus: 1 }, "1 vCPU throttled by up to 75 %"),
             (
                 Decided::Unthrottled { cause: Cause::Idle },
-                "the guest is no longer throttled, since nothing has been sent for some time",
+                "the guest is no longer throttled, as nothing has been sent for some time",
             ),
             (
                 Decided::Forced { expected_downtime_seconds: 2.1, downtime_limit_seconds: 0.3 },
-                "the guest is handed over by force: expected downtime 2.10 s, limit 300.0 ms",
+                "forced: the guest is handed over with an expected downtime of 2.10 s, limit 300.0 ms",
             ),
             (
                 Decided::Postcopy { cause: Cause::Order },
-                "the guest is handed over before its memory, as ordered",
+                "the guest is handed over before its memory, by order of the operator",
             ),
             (
                 Decided::CalledOff { allowed_seconds: 1.6, waited_for: "a disk".to_owned() },

@@ -160,7 +160,7 @@ catalogue! {
             "Largest share of the time that a vCPU of a migrating guest is made to rest, so that the guest writes less.";
         migration_decisions: Counter<(GuestName, Role, DecisionKind)> =
             "lighter_migration_decisions_total", Count,
-            "What the migration of a guest that stalls has decided, and changes of its limits.";
+            "Decisions of the source about a migration that stalls, and changes of its limits, since the migration began.";
         migration_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_downtime_seconds", Seconds,
             "Downtime of the migration of a guest as this host saw it, without dry runs; \

@@ -1,7 +1,7 @@
 //! What a source decides about a migration on its way: what it does about a guest that stalls, and
 //! what its operator changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -71,7 +71,8 @@ pub enum Decided {
         /// Why: by order, or by a stall.
         cause: Cause,
     },
-    /// A hand-over takes too long and is called off: the guest runs on, and rounds go on.
+    /// A hand-over takes too long and is called off: the guest runs on, at full speed if it was
+    /// throttled, and rounds go on.
     CalledOff {
         /// How long the guest may have been paused for it.
         allowed_seconds: f64,
@@ -93,6 +94,9 @@ pub enum Decided {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         on_stall: Option<OnStall>,
     },
+    /// A decision that only later releases know.
+    #[serde(other)]
+    Other,
 }
 
 /// Why something was decided.
@@ -129,10 +133,13 @@ pub enum DecisionKind {
     CalledOff,
     /// [`Decided::LimitsChanged`].
     LimitsChanged,
+    /// [`Decided::Other`].
+    #[serde(other)]
+    Other,
 }
 
 impl DecisionKind {
-    /// All kinds, in the order in which they are shown.
+    /// All kinds of this release, in the order in which they are shown.
     pub const ALL: [Self; 8] = [
         Self::Stalled,
         Self::Impossible,
@@ -155,6 +162,7 @@ impl DecisionKind {
             Self::Postcopy => "postcopy",
             Self::CalledOff => "called_off",
             Self::LimitsChanged => "limits_changed",
+            Self::Other => "other",
         }
     }
 }
@@ -171,6 +179,7 @@ impl Decided {
             Self::Postcopy { .. } => DecisionKind::Postcopy,
             Self::CalledOff { .. } => DecisionKind::CalledOff,
             Self::LimitsChanged { .. } => DecisionKind::LimitsChanged,
+            Self::Other => DecisionKind::Other,
         }
     }
 }
@@ -202,12 +211,19 @@ pub struct DecidedAt {
 pub(crate) struct Decisions {
     listed: Vec<DecidedAt>,
     counts: BTreeMap<DecisionKind, u64>,
+    /// Kinds of the decisions since limits last changed.
+    present: BTreeSet<DecisionKind>,
 }
 
 impl Decisions {
     /// Adds a decision; if there are too many, the first and the last ones are kept.
     pub(crate) fn add(&mut self, what: Decided, after: Duration) {
-        *self.counts.entry(what.kind()).or_default() += 1;
+        let kind = what.kind();
+        *self.counts.entry(kind).or_default() += 1;
+        if kind == DecisionKind::LimitsChanged {
+            self.present.clear();
+        }
+        self.present.insert(kind);
         if self.listed.len() == MAX_DECISIONS_LISTED {
             self.listed.remove(FIRST_DECISIONS);
         }
@@ -216,8 +232,7 @@ impl Decisions {
 
     /// Returns whether there was one of this kind since limits last changed.
     pub(crate) fn holds(&self, kind: DecisionKind) -> bool {
-        let kinds = self.listed.iter().rev().map(|decided| decided.what.kind());
-        kinds.take_while(|one| *one != DecisionKind::LimitsChanged).any(|one| one == kind)
+        self.present.contains(&kind)
     }
 
     /// Notes what is known by now about the last step of the throttle.
@@ -314,5 +329,14 @@ mod tests {
             );
             assert_eq!(serde_json::from_value::<DecidedAt>(json).unwrap(), decided);
         }
+    }
+
+    #[test]
+    fn a_decision_of_a_later_release_is_read_as_another_one() {
+        let json = r#"{"after_seconds": 2.0, "decision": "teleported", "distance": 3}"#;
+        assert_eq!(serde_json::from_str::<DecidedAt>(json).unwrap().what, Decided::Other);
+        let counts: BTreeMap<DecisionKind, u64> =
+            serde_json::from_str(r#"{"stalled": 1, "teleported": 2}"#).unwrap();
+        assert_eq!(counts[&DecisionKind::Other], 2);
     }
 }

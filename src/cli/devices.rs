@@ -30,8 +30,8 @@ pub(crate) struct AttachDiskArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The disk, a file or block device, with options as for --disk of `lighter run`: ro (always
-    /// so for a file NAME.iso), serial=TEXT, queues=N, cache=writeback|none,
+    /// The disk, a file or block device, with options as for --disk of `lighter run`: ro (also
+    /// without it for a file NAME.iso), serial=TEXT, queues=N, cache=writeback|none,
     /// engine=auto|io_uring|sync.
     #[arg(value_name = "PATH[,OPTION...]")]
     pub(crate) disk: DiskArg,

@@ -16,10 +16,9 @@ const SERIAL_BYTES_MAX: usize = 20;
 pub(crate) const QUEUES_MAX: u16 = 8;
 
 /// What the guest may do with a disk.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DiskAccess {
     /// Read and write.
-    #[default]
     ReadWrite,
     /// Read, but not write (`ro`).
     ReadOnly,
@@ -31,9 +30,9 @@ pub(crate) enum DiskAccess {
 pub(crate) struct DiskArg {
     /// The file or block device.
     pub(crate) path: PathBuf,
-    /// What was asked for; [`DiskArg::access`] decides.
+    /// What was asked for, if anything.
     #[serde(rename = "read-only", default, deserialize_with = "access")]
-    access: DiskAccess,
+    access: Option<DiskAccess>,
     /// Serial number; empty when none was given.
     #[serde(default)]
     pub(crate) serial: String,
@@ -48,25 +47,22 @@ pub(crate) struct DiskArg {
     pub(crate) engine: EngineChoice,
 }
 
-fn access<'de, D: Deserializer<'de>>(from: D) -> Result<DiskAccess, D::Error> {
+fn access<'de, D: Deserializer<'de>>(from: D) -> Result<Option<DiskAccess>, D::Error> {
     let is_read_only = bool::deserialize(from)?;
-    Ok(if is_read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite })
+    Ok(Some(if is_read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite }))
 }
 
-/// Returns whether `path` is that of an installation medium: whether its name ends in `.iso`.
-fn is_medium(path: &Path) -> bool {
+/// Returns whether the name of the file at `path` says that it is an installation image.
+fn is_iso(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("iso"))
 }
 
 impl DiskArg {
-    /// Returns what the guest may do with the disk. It only reads an installation medium, which
-    /// other guests need unchanged.
+    /// Returns what the guest may do with the disk: unless something else was asked for, it only
+    /// reads an installation image, which other guests need unchanged.
     pub(crate) fn access(&self) -> DiskAccess {
-        let leads_to_one = || self.path.canonicalize().is_ok_and(|found| is_medium(&found));
-        match is_medium(&self.path) || leads_to_one() {
-            true => DiskAccess::ReadOnly,
-            false => self.access,
-        }
+        let by_name = if is_iso(&self.path) { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
+        self.access.unwrap_or(by_name)
     }
 
     /// Whether any host could have such a disk, the guest's disk number `index`.
@@ -107,7 +103,7 @@ impl FromStr for DiskArg {
         }
         let mut disk = Self {
             path,
-            access: DiskAccess::ReadWrite,
+            access: None,
             serial: String::new(),
             queues: None,
             cache: CacheMode::Writeback,
@@ -115,7 +111,7 @@ impl FromStr for DiskArg {
         };
         for option in each_once(parts)? {
             match option.split_once('=') {
-                None if option == "ro" => disk.access = DiskAccess::ReadOnly,
+                None if option == "ro" => disk.access = Some(DiskAccess::ReadOnly),
                 Some(("serial", serial)) => disk.serial = serial.to_owned(),
                 Some(("cache", cache)) => disk.cache = cache.parse()?,
                 Some(("engine", engine)) => disk.engine = engine.parse()?,
@@ -153,19 +149,17 @@ mod tests {
     }
 
     #[test]
-    fn an_installation_medium_is_only_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let [medium, link, other] =
-            ["debian.iso", "medium", "iso"].map(|name| folder.path().join(name));
-        std::fs::write(&medium, "").unwrap();
-        std::os::unix::fs::symlink(&medium, &link).unwrap();
-        let access = |path: &Path| path.to_str().unwrap().parse::<DiskArg>().unwrap().access();
-        for path in [&medium, &link, Path::new("/nowhere/a.b.ISO")] {
-            assert_eq!(access(path), DiskAccess::ReadOnly, "{}", path.display());
+    fn an_installation_image_is_only_read_unless_asked_for() {
+        let access = |path: &str| path.parse::<DiskArg>().unwrap().access();
+        for path in ["/d/debian.iso", "a.b.ISO,serial=cd"] {
+            assert_eq!(access(path), DiskAccess::ReadOnly, "{path}");
         }
-        for path in [&other, Path::new("/d/a.iso.raw"), Path::new("/d.iso/a")] {
-            assert_eq!(access(path), DiskAccess::ReadWrite, "{}", path.display());
+        for path in ["/d/iso", "/d/a.iso.raw", "/d.iso/a"] {
+            assert_eq!(access(path), DiskAccess::ReadWrite, "{path}");
         }
+        let asked_for: DiskArg =
+            toml::from_str("path = \"/d/own.iso\"\nread-only = false").unwrap();
+        assert_eq!(asked_for.access(), DiskAccess::ReadWrite);
     }
 
     #[test]

@@ -229,8 +229,9 @@ Examples:
 Prints a line for each event from now on, until Ctrl-C. With --json a line is an
 object with time_unix_ms, guest, uuid, pid, number and event: started, stopped
 (reason), paused, resumed, reset (reason), nothing-to-boot, migration-started
-(role), migration-phase (phase), migration-ended (role, outcome, error),
-in-doubt (detail). Those of migrations have migration_id.
+(role), migration-phase (phase), migration-decided (decision),
+migration-ended (role, outcome, error), in-doubt (detail), and others that the
+user guide lists. Those of migrations have migration_id.
 
 Guests' processes report each event as it happens, and number them: a gap means
 that this command read too slowly. The node's socket has the same:

@@ -109,8 +109,8 @@ pub(crate) struct GuestSpec {
     pub(crate) restart: Option<RestartArg>,
 
     /// Disk for the guest, a raw file, a qcow2 image (NAME.qcow2) or a block device: /dev/vda
-    /// first. Give it more than once for more disks. ro: the guest only reads it, as it always does
-    /// an installation medium (NAME.iso); serial=TEXT: what it sees as serial number; queues=N:
+    /// first. Give it more than once for more disks. ro: the guest only reads it, the default of
+    /// an installation image (NAME.iso); serial=TEXT: what it sees as serial number; queues=N:
     /// request queues [default: one for each vCPU, 8 at most]; cache=writeback|none: with `none`, a
     /// raw disk bypasses the host's page cache (O_DIRECT); engine=auto|io_uring|sync. It is locked
     /// while the guest runs; no lock keeps other hosts from a block device that they share. To

@@ -60,6 +60,7 @@ fn enforce(files: &Files) -> Result<RulesetStatus> {
         let kind = File::from(place.as_fd().try_clone_to_owned()?).metadata()?.file_type();
         let Some(access) = rights(*what, kind) else { continue };
         if *what == Use::Backing && !is_at(&place, path) {
+            tracing::warn!(path = %path.display(), "a backing file was replaced meanwhile: not read");
             continue;
         }
         rules = rules.add_rule(PathBeneath::new(&place, access))?;

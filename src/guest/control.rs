@@ -176,7 +176,7 @@ impl ProcessControl {
         }
     }
 
-    /// What to do about firmware that has found nothing to boot.
+    /// Returns a hint if the firmware has found nothing to boot and waits.
     fn nothing_to_boot(&self) -> Option<String> {
         let name = self.process().name();
         let waits = self.process().firmware().waits();

@@ -191,7 +191,8 @@ impl Reported {
         known.phases += phases.len();
         let decisions = progress.decisions_after(known.decisions).iter().cloned();
         let decision = |decided| What::MigrationDecided { migration_id, decided };
-        // A decision may lead to the phase, and not the other way round.
+        // A decision leads to a phase, except that a hand-over is called off in one: what is new in
+        // the same moment is not sorted.
         let mut news: Vec<_> = decisions.map(decision).chain(phases).collect();
         known.decisions = known.decisions.max(progress.decision_counts.values().sum());
         let was_in_doubt = std::mem::replace(&mut known.is_in_doubt, progress.doubt().is_some());

@@ -17,48 +17,48 @@ const FIRMWARE_BYTES_MAX: u32 = 64 << 10;
 const WAITING_BYTES_MAX: u32 = 16 << 10;
 
 /// How EDK2 begins its shell, which is the last of its boot options, and what it says where it has
-/// no shell. The first byte of each is nowhere else in it, so that [`Heard::take`] finds it.
-const SIGNS: [&[u8]; 2] =
+/// no shell. The first byte of each is nowhere else in it, so that [`BootOutput::feed`] finds it.
+const MESSAGES: [&[u8]; 2] =
     [b"UEFI Interactive Shell v", b"BdsDxe: No bootable option or device was found"];
 
-/// What is known from the output of a boot.
+/// What the console has shown since a boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Heard {
+struct BootOutput {
     waits: bool,
     /// How many further bytes are of interest.
     bytes_left: u32,
-    /// Of each sign, how many bytes the output ends with.
-    matched: [usize; SIGNS.len()],
+    /// How many bytes of each message the output ends with.
+    matched: [usize; MESSAGES.len()],
 }
 
-impl Heard {
+impl BootOutput {
     /// Nothing yet, of a guest that boots.
     const NOTHING: Self =
-        Self { waits: false, bytes_left: FIRMWARE_BYTES_MAX, matched: [0; SIGNS.len()] };
+        Self { waits: false, bytes_left: FIRMWARE_BYTES_MAX, matched: [0; MESSAGES.len()] };
 
     /// Takes further output into account, which may begin and end anywhere.
-    fn take(&mut self, output: &[u8]) {
+    fn feed(&mut self, output: &[u8]) {
         for byte in output {
             let Some(bytes_left) = self.bytes_left.checked_sub(1) else {
                 self.waits = false;
                 return;
             };
             self.bytes_left = bytes_left;
-            if !self.waits && self.is_sign(*byte) {
+            if !self.waits && self.ends_message(*byte) {
                 (self.waits, self.bytes_left) = (true, WAITING_BYTES_MAX);
             }
         }
     }
 
-    /// Returns whether a sign ends with this byte.
-    fn is_sign(&mut self, byte: u8) -> bool {
-        for (sign, matched) in SIGNS.iter().zip(&mut self.matched) {
-            *matched = match sign.get(*matched) {
+    /// Returns whether a message ends with this byte.
+    fn ends_message(&mut self, byte: u8) -> bool {
+        for (message, matched) in MESSAGES.iter().zip(&mut self.matched) {
+            *matched = match message.get(*matched) {
                 Some(next) if *next == byte => *matched + 1,
-                _ => usize::from(sign[0] == byte),
+                _ => usize::from(message[0] == byte),
             };
         }
-        SIGNS.iter().zip(self.matched).any(|(sign, matched)| sign.len() == matched)
+        MESSAGES.iter().zip(self.matched).any(|(message, matched)| message.len() == matched)
     }
 }
 
@@ -68,7 +68,7 @@ pub(super) struct FirmwareWatch(Mutex<Watched>);
 
 #[derive(Debug)]
 struct Watched {
-    heard: Heard,
+    known: BootOutput,
     /// Number of resets before the boot; `None` before the guest has booted in this process.
     boot: Option<u64>,
     /// Offset in the output up to which it was read.
@@ -77,7 +77,7 @@ struct Watched {
 
 impl Default for FirmwareWatch {
     fn default() -> Self {
-        Self(Mutex::new(Watched { heard: Heard::NOTHING, boot: None, read: 0 }))
+        Self(Mutex::new(Watched { known: BootOutput::NOTHING, boot: None, read: 0 }))
     }
 }
 
@@ -86,31 +86,31 @@ impl FirmwareWatch {
     /// call.
     fn read(&self, machine: &Machine) -> bool {
         let vm = machine.vm();
-        // A guest that has come here otherwise has long been booted.
-        let Some(boot) = vm.since_boot().map(|_| vm.restarts().count) else { return false };
         if !matches!(vm.boot_record(), Some(BootRecord::Firmware(_))) {
             return false;
         }
         let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if watched.boot != Some(boot) {
-            (watched.boot, watched.heard) = (Some(boot), Heard::NOTHING);
-        }
         let output = machine.scrollback().read(watched.read);
         watched.read = output.next();
-        let waited = watched.heard.waits;
-        watched.heard.take(&output.bytes);
-        watched.heard.waits && !waited
+        // What a guest that has arrived or was restored has printed since its boot is not all here.
+        let Some(boot) = vm.since_boot().map(|_| vm.restarts().count) else { return false };
+        if watched.boot != Some(boot) {
+            (watched.boot, watched.known) = (Some(boot), BootOutput::NOTHING);
+        }
+        let waited = watched.known.waits;
+        watched.known.feed(&output.bytes);
+        watched.known.waits && !waited
     }
 
     /// Returns whether the firmware has found nothing to boot and waits.
     pub(super) fn waits(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).heard.waits
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).known.waits
     }
 }
 
 impl GuestProcess {
     /// Reports a guest whose firmware has found nothing to boot; to be called again and again.
-    pub(super) fn attend_to_firmware(&self) {
+    pub(super) fn poll_firmware(&self) {
         if self.machine().is_some_and(|machine| self.firmware().read(machine)) {
             tracing::warn!(
                 guest = %self.name(),
@@ -132,10 +132,10 @@ mod tests {
     const NO_SHELL: &str = "BdsDxe: No bootable option or device was found.\r\n\
         BdsDxe: Press any key to enter the Boot Manager Menu.\r\n";
 
-    fn after(output: &[&[u8]]) -> Heard {
-        let mut heard = Heard::NOTHING;
-        output.iter().for_each(|output| heard.take(output));
-        heard
+    fn after(output: &[&[u8]]) -> BootOutput {
+        let mut known = BootOutput::NOTHING;
+        output.iter().for_each(|output| known.feed(output));
+        known
     }
 
     #[test]
@@ -154,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn signs_do_not_begin_within_themselves() {
-        for sign in SIGNS {
-            assert!(!sign[1..].contains(&sign[0]));
+    fn messages_do_not_begin_within_themselves() {
+        for message in MESSAGES {
+            assert!(!message[1..].contains(&message[0]));
         }
     }
 
     #[test]
-    fn what_a_booted_system_says_is_no_sign() {
+    fn what_a_booted_system_prints_does_not_count() {
         let system = vec![b'.'; FIRMWARE_BYTES_MAX as usize];
         assert!(!after(&[&system, SHELL.as_bytes()]).waits);
         assert!(after(&[&system[..1 << 10], SHELL.as_bytes()]).waits);

@@ -41,8 +41,8 @@ impl Plan {
     /// # Errors
     /// If this host cannot run such a guest, or a file is missing.
     pub(crate) fn new(spec: &GuestSpec, name: GuestName) -> Result<Self> {
-        spec.check().with_context(|| format!("cannot run {name}"))?;
         let cannot = || format!("cannot run {name}");
+        spec.check().and_then(|()| spec.check_boots()).with_context(cannot)?;
         let mut shape = shape(spec).with_context(cannot)?;
         shape.devices = devices(spec).with_context(cannot)?;
         shape.devices.extend(seed(spec, &name).with_context(cannot)?.map(DeviceConfig::Seed));

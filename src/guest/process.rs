@@ -269,7 +269,7 @@ impl GuestProcess {
                     Some(VmEvent::Ejected) => process.take_ejected(),
                     None => {
                         process.attend_to_devices();
-                        process.attend_to_firmware();
+                        process.poll_firmware();
                     }
                 }
             }

@@ -455,7 +455,8 @@ mod tests {
         progress.decisions = [decided(Cause::Stall), decided(Cause::Order)]
             .map(|what| DecidedAt { after_seconds: 1.5, what })
             .to_vec();
-        let text = "at 1.50 s: the guest is handed over before its memory, as ordered";
+        let text =
+            "at 1.50 s: the guest is handed over before its memory, by order of the operator";
         assert_eq!(lines(&progress)[1..], [("Decided", text.to_owned())]);
     }
 

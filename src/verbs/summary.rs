@@ -86,7 +86,7 @@ fn estimated(estimate: &Estimated) -> String {
 fn unlisted(report: &Report) -> Option<String> {
     let all: u64 = report.decision_counts.values().sum();
     let more = all.saturating_sub(report.decisions.len() as u64);
-    (more > 0).then(|| format!("{more} times more, between the first and the last ones"))
+    (more > 0).then(|| format!("{more} more, between the first and the last ones"))
 }
 
 /// Formats how long the guest was paused. Where the downtime, all pauses of the migration and the
@@ -312,10 +312,10 @@ pub(super) mod tests {
         let lines: Vec<_> = lines.collect();
         assert_eq!(lines.len(), 2, "{text}");
         assert!(lines[0].ends_with("  at 1.50 s: 1 vCPU throttled by up to 75 %"), "{text}");
-        assert!(lines[1].contains("before its memory, since it stalls"), "{text}");
+        assert!(lines[1].contains("before its memory, as it stalls"), "{text}");
         let counts = [(DecisionKind::Throttled, 40)].into();
         let text = figures(&Report { decision_counts: counts, ..report }, None, None);
-        assert!(text.contains("Decided      38 times more"), "{text}");
+        assert!(text.contains("Decided      38 more"), "{text}");
     }
 
     #[test]

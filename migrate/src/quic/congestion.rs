@@ -26,6 +26,9 @@ use round::Ack;
 
 /// The smallest window at which quinn does not pace.
 const UNPACED: u64 = u32::MAX as u64 + 1;
+/// Most connections that have one share: of more, each would take minutes to grow after a loss. A
+/// migration has more only if its operator says so.
+const COUPLED_MAX: u16 = 4;
 /// Bytes in flight before anything is acknowledged (RFC 9002 §7.2).
 const INITIAL_WINDOW: u64 = 12_000;
 
@@ -34,7 +37,7 @@ const INITIAL_WINDOW: u64 = 12_000;
 pub(super) struct Congestion {
     initial_window: u64,
     free: u64,
-    together: u16,
+    coupled: u16,
 }
 
 impl Congestion {
@@ -42,12 +45,13 @@ impl Congestion {
     pub(super) fn new(send_window: u64) -> Self {
         // From here on the window does not limit: slow start would next double it past the send
         // window.
-        Self { initial_window: INITIAL_WINDOW, free: send_window / 2, together: 1 }
+        Self { initial_window: INITIAL_WINDOW, free: send_window / 2, coupled: 1 }
     }
 
-    /// Sets how many connections, 1 or more, have one share of their path together.
-    pub(super) fn together(self, together: u16) -> Self {
-        Self { together, ..self }
+    /// Sets how many connections have one share of their path: those of one migration, at most
+    /// [`COUPLED_MAX`] of them.
+    pub(super) fn coupled(self, connections: u16) -> Self {
+        Self { coupled: connections.clamp(1, COUPLED_MAX), ..self }
     }
 
     /// Sets the bytes that may be in flight before anything is acknowledged.
@@ -58,7 +62,7 @@ impl Congestion {
 
 impl ControllerFactory for Congestion {
     fn build(self: Arc<Self>, _now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let model = Model::new(self.initial_window, current_mtu, self.together);
+        let model = Model::new(self.initial_window, current_mtu, self.coupled);
         Box::new(FastPath { model, initial_window: self.initial_window, free: self.free })
     }
 }

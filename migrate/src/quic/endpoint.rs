@@ -103,13 +103,13 @@ pub fn dialer(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
 }
 
 /// As [`dialer`], for memory sent to `towards`, in large datagrams if that is on this host.
-/// `together` connections, 1 or more, carry it: beside others, they take the share of one.
+/// It is one of `coupled` connections that carry it: beside others, they take the share of one.
 pub(crate) fn dialer_for_memory(
     towards: SocketAddr,
     tls: &Tls,
-    together: u16,
+    coupled: u16,
 ) -> Result<Endpoint, LinkError> {
-    dial_over(transport::config_for_memory(Path::to(towards), together), towards, tls)
+    dial_over(transport::config_for_memory(Path::to(towards), coupled), towards, tls)
 }
 
 /// As [`dialer_for_memory`], for one of several links.

@@ -97,10 +97,10 @@ pub(super) fn config(path: Path) -> TransportConfig {
     config_for_memory(path, 1)
 }
 
-/// Returns the settings for one of `together` connections that carry a guest's memory.
-pub(super) fn config_for_memory(path: Path, together: u16) -> TransportConfig {
+/// Returns the settings for one of `coupled` connections that carry a guest's memory.
+pub(super) fn config_for_memory(path: Path, coupled: u16) -> TransportConfig {
     let mut config = TransportConfig::default();
-    let congestion = Congestion::new(SEND_WINDOW).together(together);
+    let congestion = Congestion::new(SEND_WINDOW).coupled(coupled);
     let congestion = match path {
         Path::Network => {
             over_network(&mut config);

@@ -140,7 +140,7 @@ impl Fetch {
             let _ = again.send(pages);
         }
         drop(again);
-        // A source may open one such stream after the other.
+        // Tasks that have ended: a peer may open such streams without end.
         while tasks.try_join_next().is_some() {}
         // It fails only for a stream that has ended.
         let _ = stream.set_priority(REQUESTS_PRIORITY);

@@ -1,9 +1,9 @@
-//! When a guest wrote which memory, as the rounds have shown it.
+//! Which memory was sent in the last rounds: mostly what its guest wrote.
 
 use std::cmp::Reverse;
 
-/// For each chunk of memory, the last eight rounds in which its pages were sent: a bit each, the
-/// latest the highest.
+/// For each chunk of memory, a bit for each of the last eight rounds, the latest the highest: set
+/// if that round was to send pages of the chunk.
 #[derive(Debug, Default)]
 pub(super) struct Heat(Vec<u8>);
 
@@ -16,8 +16,8 @@ impl Heat {
         }
     }
 
-    /// Puts the chunks first that were written last, and of those the ones that were written in
-    /// most of the rounds before; otherwise keeps their order.
+    /// Puts the chunks first that were sent last, and of those the ones that were also sent in the
+    /// rounds before; otherwise keeps their order.
     pub(super) fn order(&self, chunks: &mut [u32]) {
         chunks.sort_by_key(|chunk| Reverse(self.0.get(*chunk as usize).copied().unwrap_or(0)));
     }

@@ -49,7 +49,7 @@ enum ServeError {
 /// A running server. Dropping it stops it at once.
 pub(super) struct Server {
     outstanding: Arc<Outstanding>,
-    /// When each chunk of memory was written.
+    /// In which rounds each chunk of memory was sent.
     heat: Arc<Mutex<Heat>>,
     _stop: watch::Sender<()>,
 }
@@ -131,13 +131,13 @@ async fn serve(
         let rest = send_rest(context.clone(), preamble, connection.clone(), outstanding.clone());
         running.spawn(or_close(connection.clone(), rest));
     }
-    let together = route.connections.len() + further.peers.len();
-    let together = u16::try_from(together).unwrap_or(u16::MAX);
+    let all = route.connections.len() + further.peers.len();
+    let coupled = u16::try_from(all).unwrap_or(u16::MAX);
     for peer in further.peers {
         let preamble = route.preamble(StreamRole::Background);
         let dialer = match route.are_links {
             true => endpoint::dialer_for_link(peer.address, &further.tls),
-            false => endpoint::dialer_for_memory(peer.address, &further.tls, together),
+            false => endpoint::dialer_for_memory(peer.address, &further.tls, coupled),
         };
         let first = route.connections.first().filter(|_| route.are_links).cloned();
         let sending = (preamble, outstanding.clone());

@@ -49,7 +49,7 @@ pub(super) struct StreamContext {
     pub(super) memory_chunks: usize,
     /// Set when rounds are to end: what they have not sent by then follows the guest.
     pub(super) is_ending: Arc<AtomicBool>,
-    /// When each chunk of memory was written.
+    /// In which rounds each chunk of memory was sent.
     pub(super) heat: Arc<Mutex<Heat>>,
     /// What each of several links carries.
     pub(super) links: Arc<Links>,

@@ -141,7 +141,7 @@ impl Estimate {
         !matches!(self.verdict, Verdict::SendRoundInVain | Verdict::MeasureAgain)
     }
 
-    /// Returns how the migration stalls, by the last verdict; none before the first round is judged.
+    /// Returns how the migration stalls, by the last verdict; none before the first one.
     pub(super) fn stall(&self, limits: &Limits) -> Option<Decided> {
         let (expected, on_stall) = (self.expected?, limits.on_stall);
         let downtime_limit_seconds = limits.downtime.as_secs_f64();

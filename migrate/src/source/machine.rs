@@ -290,7 +290,11 @@ impl Source {
         }
         match (answered, answer) {
             (Some(SourceState::Undecided), answer) => match &self.state {
-                State::Reclaiming { .. } => self.on_reclaimed(&answer),
+                State::Reclaiming { .. } if next.is_none() => self.on_reclaimed(&answer),
+                State::Asking { .. } if answer.is_ok() && next.is_none() => {
+                    self.on_recorded_after_all();
+                }
+                State::Reclaiming { .. } | State::Asking { .. } => {}
                 State::Unwinding(unwind) if unwind.end() == SourceState::Undecided => {
                     self.on_end_recorded(&answer);
                 }

@@ -212,6 +212,7 @@ impl StallWatch {
             {
                 100 - (100 - step.percent) / 4
             }
+            Some(_) if end.verdict == Verdict::SendRoundInVain => return Remedy::Wait,
             Some(_) => return Remedy::None,
         };
         let percent = percent.clamp(THROTTLE_FIRST, THROTTLE_MAX);
@@ -300,12 +301,12 @@ mod tests {
         let mut after = |end: RoundEnd| watch.after_round(OnStall::Throttle, &end);
         assert_eq!([0, 600].map(|at| after(in_vain(at, 900))), [Remedy::None; 2]);
         assert_eq!(after(in_vain(1200, 900)), Remedy::Throttle(75));
-        assert_eq!(after(in_vain(1300, 900)), Remedy::None, "too early to see an effect");
+        assert_eq!(after(in_vain(1300, 900)), Remedy::Wait, "too early to see an effect");
         assert_eq!(after(in_vain(1500, 900)), Remedy::Throttle(94));
         let shrinking = RoundEnd { verdict: Verdict::SendRound, ..in_vain(1800, 600) };
         assert_eq!(after(shrinking), Remedy::None);
         assert_eq!(after(in_vain(2100, 600)), Remedy::Throttle(99));
-        assert_eq!(after(in_vain(2400, 600)), Remedy::None, "it is never stopped");
+        assert_eq!(after(in_vain(2400, 600)), Remedy::Wait, "it is never stopped");
         assert_eq!(watch.throttled(4), Throttled { vcpus: 4, percent: 99 });
         assert!(watch.end_throttle() && !watch.end_throttle());
         assert_eq!(watch.throttled(4), Throttled::default());

@@ -218,11 +218,13 @@ impl Source {
         match &mut self.state {
             State::Asking { decision, trouble } => {
                 // Why the guest comes back, if it does.
-                let error = trouble.get_or_insert(error).clone();
-                if *decision == Decision::Aborted {
-                    return self.take_back_by_record(error);
-                }
+                trouble.get_or_insert(error);
+                let could_not_record = *decision == Decision::Aborted;
                 self.link.plan_redial(self.now);
+                if could_not_record {
+                    // The disk may have room by now.
+                    self.record(SourceState::Undecided);
+                }
             }
             State::Serving => self.link.plan_redial(self.now),
             State::Unwinding(unwind) => match unwind.notice {
@@ -241,12 +243,15 @@ impl Source {
         }
     }
 
-    /// The record that the guest is the source's could not be written, and the destination, which
-    /// could give the guest back, is out of reach: whichever succeeds first ends that.
-    fn take_back_by_record(&mut self, error: MigrationError) {
-        self.link.down();
+    /// Takes the guest back without the destination, which has been asked to give it back: the
+    /// record that it is the source's is written after all.
+    pub(super) fn on_recorded_after_all(&mut self) {
+        let State::Asking { decision: Decision::Aborted, trouble } = &mut self.state else {
+            return;
+        };
+        let Some(error) = trouble.take() else { return };
         self.state = State::Reclaiming { error, notify: true, asked: None };
-        self.record(SourceState::Undecided);
+        self.on_reclaimed(&Ok(()));
     }
 
     pub(super) fn on_message_while_unwinding(&mut self, message: &DestinationMessage) {

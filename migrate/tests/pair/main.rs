@@ -35,12 +35,12 @@ fn run(scenario: Scenario) -> World {
 fn run_well(scenario: Scenario) -> World {
     let world = run(scenario);
     let (scenario, violations) = (&world.scenario, &world.facts.violations);
-    assert!(violations.is_empty(), "{violations:#?}\n{}", story(scenario));
+    assert!(violations.is_empty(), "{violations:#?}\n{}", trace_of(scenario));
     world
 }
 
 /// Returns the scenario and all that happens in it.
-fn story(scenario: &Scenario) -> String {
+fn trace_of(scenario: &Scenario) -> String {
     let mut world = World::new(scenario.clone());
     world.trace = Some(Vec::new());
     world.run();

@@ -9,7 +9,7 @@ use migrate::{OnStall, Phase, Reason};
 
 use crate::faults::{Fault, HOUR_MS, Scenario, Side, What, When, boundaries, kinds};
 use crate::world::World;
-use crate::{outcome, run, run_well, story};
+use crate::{outcome, run, run_well, trace_of};
 
 /// A guest that writes faster than the link carries, and is handed over before its memory.
 fn hot() -> Scenario {
@@ -48,7 +48,7 @@ fn a_hot_guest_arrives_before_its_memory() {
 #[test]
 fn pages_that_are_placed_before_the_last_are_dropped_are_found() {
     let world = run(Scenario { places_early: true, ..hot() });
-    assert!(!world.facts.violations.is_empty(), "{}", story(&world.scenario));
+    assert!(!world.facts.violations.is_empty(), "{}", trace_of(&world.scenario));
 }
 
 #[test]

@@ -31,19 +31,23 @@ fn run_in_time(scenario: Scenario) -> Option<Reason> {
     let world = run_well(scenario);
     let report = &world.facts.source_reports[0];
     let allowed = limits().standstill().as_secs_f64();
-    let story = || format!("{report:?}\n{}", crate::story(&world.scenario));
+    let trace_of = || format!("{report:?}\n{}", crate::trace_of(&world.scenario));
     let Some(error) = &report.error else {
         assert_eq!(report.outcome, Outcome::Migrated);
         let hand_overs = f64::from(report.returns + 1);
-        assert!(undecided_seconds(report) < hand_overs * (allowed + RESUME_SECONDS), "{}", story());
+        assert!(
+            undecided_seconds(report) < hand_overs * (allowed + RESUME_SECONDS),
+            "{}",
+            trace_of()
+        );
         return None;
     };
-    assert_eq!(report.outcome, Outcome::StayedAtSource, "{}", story());
+    assert_eq!(report.outcome, Outcome::StayedAtSource, "{}", trace_of());
     match error.reason {
         // It may pass during a later hand-over, after one that was called off.
         Reason::Timeout => {
             let is_short = |stood| stood <= allowed + RESUME_SECONDS + 1e-6;
-            assert!(report.downtime_seconds.is_none_or(is_short), "{}", story());
+            assert!(report.downtime_seconds.is_none_or(is_short), "{}", trace_of());
         }
         Reason::Downtime => {
             // A commit that may be recorded is undone, and for one that is sent, the destination
@@ -51,12 +55,12 @@ fn run_in_time(scenario: Scenario) -> Option<Reason> {
             let asked = if error.phase == Phase::Commit { round_trip } else { Duration::ZERO };
             let undone = asked.as_secs_f64() + 2.0 * RECORD_SECONDS;
             let beyond = report.downtime_seconds.unwrap() - allowed - RESUME_SECONDS;
-            assert!((-1e-6..undone + 1e-6).contains(&beyond), "{}", story());
+            assert!((-1e-6..undone + 1e-6).contains(&beyond), "{}", trace_of());
             let parts = report.standstill.unwrap();
             let longest = parts.flush_seconds.max(parts.send_seconds).max(parts.ready_seconds);
-            assert!(longest.max(load.as_secs_f64()) > allowed / 3.0, "{}", story());
+            assert!(longest.max(load.as_secs_f64()) > allowed / 3.0, "{}", trace_of());
         }
-        reason => panic!("{reason:?} {}", story()),
+        reason => panic!("{reason:?} {}", trace_of()),
     }
     Some(error.reason)
 }

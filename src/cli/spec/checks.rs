@@ -77,16 +77,20 @@ impl GuestSpec {
         if !self.device.is_empty() && self.machine() != MachineKind::Pci {
             return Err(Fault::of("device", "a device of the host needs `machine = \"pci\"`"));
         }
-        self.check_boots()
+        Ok(())
     }
 
-    /// Whether there is anything from which firmware could boot.
-    fn check_boots(&self) -> Result<(), Fault> {
+    /// Whether there is anything from which firmware could boot, when the guest is started.
+    ///
+    /// # Errors
+    /// If there is nothing.
+    pub(crate) fn check_boots(&self) -> Result<(), Fault> {
         let has_none = self.disk.is_empty() && self.net.is_empty() && self.device.is_empty();
         if self.firmware.is_some() && has_none {
             return Err(Fault::of(
                 "firmware",
-                "`firmware` boots from disks, and this guest has none: give it a `disk`, or a `net` or a `device` to boot from",
+                "`firmware` boots from disks, and this guest has none: give it a `disk`, or a `net` or a `device` to \
+                 boot from; others can be attached once it runs",
             ));
         }
         Ok(())

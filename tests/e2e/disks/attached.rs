@@ -59,7 +59,7 @@ fn an_attached_disk_is_locked_moves_and_is_saved_with_its_guest() {
 }
 
 #[test]
-fn an_installation_medium_is_only_read_however_a_guest_gets_it() {
+fn an_installation_image_is_only_read_typed_attached_and_defined() {
     let place = Place::new();
     let run = |arguments: &[&str]| place.pair.a.run(arguments);
     let medium = place.folder("a").join("debian.iso");
@@ -68,7 +68,7 @@ fn an_installation_medium_is_only_read_however_a_guest_gets_it() {
     place.run_on("typed", &medium).ok();
     run(&["attach-disk", GUEST, &path]).ok();
     let (kernel, file) = (sleeper(place.pair.folder()), place.pair.folder().join("defined.toml"));
-    let disk = format!("[[disk]]\npath = {path:?}\nread-only = false\n");
+    let disk = format!("[[disk]]\npath = {path:?}\n");
     let defined = format!("name = \"defined\"\nmemory = \"64M\"\nkernel = {kernel:?}\n{disk}");
     fs::write(&file, defined).expect("a file");
     run(&["define", &file.display().to_string()]).ok();

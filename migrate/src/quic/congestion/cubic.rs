@@ -15,15 +15,15 @@ const PACKETS_MIN: f64 = 2.0;
 
 /// A congestion window that grows by acknowledgements and shrinks by losses.
 ///
-/// Of `together` connections that carry one migration, each grows so slowly that all of them have
+/// Of `coupled` connections, which carry one migration, each grows so slowly that all of them have
 /// what one would have beside others: at the same share of lost packets, CUBIC's window is
 /// proportional to the fourth root of its growth (RFC 9438 §5.1), Reno's to the square root.
 #[derive(Debug, Clone)]
 pub(super) struct Cubic {
     /// Bytes that may be in flight.
     window: f64,
-    /// Connections that have one share together.
-    together: f64,
+    /// How many connections have one share of their path.
+    coupled: f64,
     /// The last loss; none in slow start.
     loss: Option<Loss>,
 }
@@ -36,9 +36,9 @@ struct Loss {
 }
 
 impl Cubic {
-    /// Creates a window for one of `together` connections, 1 or more, that have one share together.
-    pub(super) fn new(window: f64, together: u16) -> Self {
-        Self { window, together: f64::from(together), loss: None }
+    /// Creates the window of one of `coupled` connections, 1 or more.
+    pub(super) fn new(window: f64, coupled: u16) -> Self {
+        Self { window, coupled: f64::from(coupled), loss: None }
     }
 
     /// Begins with slow start from `window` bytes.
@@ -71,10 +71,10 @@ impl Cubic {
         let rtt_s = ack.rtt.as_secs_f64().max(1e-6);
         let peak = loss.peak / mtu;
         // RFC 9438 §4.2 and §4.3, in packets.
-        let growth = GROWTH / self.together.powi(4);
+        let growth = GROWTH / self.coupled.powi(4);
         let plateau_s = (peak * (1.0 - BETA) / growth).cbrt();
         let cubic = growth * (elapsed_s + rtt_s - plateau_s).powi(3) + peak;
-        let slope = 3.0 * (1.0 - BETA) / (1.0 + BETA) / self.together.powi(2);
+        let slope = 3.0 * (1.0 - BETA) / (1.0 + BETA) / self.coupled.powi(2);
         let reno = peak * BETA + slope * elapsed_s / rtt_s;
         let target = (cubic.max(reno) * mtu).max(self.window).min(1.5 * self.window);
         self.window += (target - self.window) * bytes / self.window;

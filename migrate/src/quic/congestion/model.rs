@@ -105,13 +105,13 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Begins one of `together` connections that have one share together, with `initial_window`
-    /// bytes in flight, in packets of `mtu` bytes.
-    pub(super) fn new(initial_window: u64, mtu: u16, together: u16) -> Self {
+    /// Begins one of `coupled` connections, with `initial_window` bytes in flight, in packets of
+    /// `mtu` bytes.
+    pub(super) fn new(initial_window: u64, mtu: u16, coupled: u16) -> Self {
         let initial_window = initial_window as f64;
         Self {
             mode: Mode::Startup { best: 0.0, flat_rounds: 0 },
-            cubic: Cubic::new(initial_window, together),
+            cubic: Cubic::new(initial_window, coupled),
             initial_window,
             mtu: f64::from(mtu),
             round: Round::new(),

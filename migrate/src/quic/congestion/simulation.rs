@@ -61,9 +61,9 @@ impl Flow {
         Self::one_of(1, start_s)
     }
 
-    /// As [`Flow::model`], for one of so many that have one share together.
-    pub(super) fn one_of(together: u16, start_s: f64) -> Self {
-        let model = Model::new(10 * PACKET, PACKET as u16, together);
+    /// As [`Flow::model`], for one of so many coupled ones.
+    pub(super) fn one_of(coupled: u16, start_s: f64) -> Self {
+        let model = Model::new(10 * PACKET, PACKET as u16, coupled);
         Self::new(Control::Model(Box::new(model)), start_s)
     }
 

@@ -94,20 +94,20 @@ fn one_that_joins_cubic_is_not_deterred_by_its_queue() {
 }
 
 #[test]
-fn connections_of_one_migration_have_one_share_together() {
+fn connections_of_one_migration_have_one_share() {
     let rate = GIGABIT / 8.0;
-    for together in [2, 4] {
+    for coupled in [2, 4] {
         let shares: Vec<f64> = (0..8)
             .map(|n| {
-                let ours = (0..together).map(|_| Flow::one_of(together, 0.25 * f64::from(n)));
+                let ours = (0..coupled).map(|_| Flow::one_of(coupled, 0.25 * f64::from(n)));
                 let flows = ours.chain([Flow::cubic(0.0)]).collect();
                 let mut all = Simulation::new(link(rate, 0.0), flows);
                 all.run(6.0);
-                all.run(20.0)[..usize::from(together)].iter().sum::<f64>() / (20.0 * rate)
+                all.run(20.0)[..usize::from(coupled)].iter().sum::<f64>() / (20.0 * rate)
             })
             .collect();
         let mean = shares.iter().sum::<f64>() / shares.len() as f64;
-        assert!((1.0 / 3.0..2.0 / 3.0).contains(&mean), "{together}: {shares:?}");
+        assert!((1.0 / 3.0..2.0 / 3.0).contains(&mean), "{coupled}: {shares:?}");
     }
 }
 

@@ -437,6 +437,8 @@ impl Driver {
         if self.has_link_pages && self.seen != 0 {
             return self.data_failed("pages come both on links and on data streams");
         }
+        // Tasks that have ended: a peer may open such streams without end.
+        while self.readers.try_join_next().is_some() {}
         for (stream, receive_from) in std::mem::take(&mut self.early) {
             if stream >= memory.streams() {
                 let detail = format!("data stream {stream} was not announced");
@@ -449,8 +451,6 @@ impl Driver {
                 }
             });
         }
-        // A source may open and reset one after the other.
-        while self.readers.try_join_next().is_some() {}
         for stream in std::mem::take(&mut self.early_links) {
             let (memory, input_sender) = (memory.clone(), self.input_sender.clone());
             self.readers.spawn(async move {

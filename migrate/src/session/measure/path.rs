@@ -110,15 +110,15 @@ fn is_unknown(error: &FrontError) -> bool {
     matches!(error, FrontError::Link(LinkError::Closed { .. }) | FrontError::Protocol { .. })
 }
 
-/// Connects to the node at the first of its addresses that answers, `together` times in all.
+/// Makes one of `coupled` connections to the node at the first of its addresses that answers.
 async fn reach(
     nodes: Vec<Peer>,
     tls: &Tls,
-    together: u16,
+    coupled: u16,
 ) -> Result<(Peer, Endpoint, Connection), LinkError> {
     let mut silent = None;
     for node in nodes {
-        let connected = match endpoint::dialer_for_memory(node.address, tls, together) {
+        let connected = match endpoint::dialer_for_memory(node.address, tls, coupled) {
             Ok(endpoint) => {
                 endpoint::connect(&endpoint, &node).await.map(|connection| (endpoint, connection))
             }
@@ -138,8 +138,8 @@ async fn reach(
 }
 
 /// Opens a sink on a connection of its own; returns how long its request took to be answered, too.
-async fn one_more(node: &Peer, tls: &Tls, together: u16) -> Result<(Line, Duration), FrontError> {
-    let endpoint = endpoint::dialer_for_memory(node.address, tls, together)?;
+async fn one_more(node: &Peer, tls: &Tls, coupled: u16) -> Result<(Line, Duration), FrontError> {
+    let endpoint = endpoint::dialer_for_memory(node.address, tls, coupled)?;
     let connection = endpoint::connect(&endpoint, node).await?;
     let asked = Instant::now();
     let (stream, bytes_max) = open_sink(&connection, node).await?;

@@ -114,9 +114,10 @@ impl Driver {
     /// the one on which it was last reached, or all links.
     pub(super) fn routes(&mut self, found: &Route) -> Result<Vec<(Endpoint, Route)>, LinkError> {
         if !self.session.has_links() {
+            // The last one is for memory.
             let endpoint = self
                 .endpoints
-                .first()
+                .last()
                 .cloned()
                 .map_or_else(|| endpoint::dialer(found.node.address, &self.tls), Ok)?;
             let mut routes = vec![(endpoint, found.clone())];

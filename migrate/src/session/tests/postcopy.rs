@@ -200,9 +200,9 @@ async fn a_source_that_reconnects_has_as_many_connections_as_before() {
     relay.silent.store(false, SeqCst);
 
     world.assert_migrated(&guest, &handle).await;
-    // A socket may come to them each time that the link is lost.
+    // The first one has a socket of before; more may come to them each time that the link is lost.
     let sockets = relay.sockets.load(SeqCst);
-    assert!(sockets >= 6, "{sockets} sockets");
+    assert!(sockets >= 5, "{sockets} sockets");
 }
 
 /// Returns where the source's record says that the destination is: its node and its process.

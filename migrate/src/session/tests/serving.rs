@@ -84,7 +84,12 @@ async fn a_page_that_is_requested_endlessly_is_sent_once_and_holds_up_no_other()
     let Served { server, totals, mut tasks, requests, far, _pair } = Served::start().await;
     let (mut send, mut answers) = requests;
     let request = PageRequest { chunk: 3, pages: 1 }.encode();
-    let asking = tokio::spawn(async move { while send.write_all(&request).await.is_ok() {} });
+    let asking = tokio::spawn(async move {
+        while send.write_all(&request).await.is_ok() {
+            // Otherwise this holds the connection's lock without end.
+            tokio::task::yield_now().await;
+        }
+    });
     let mut first = [0; 1];
     in_time(answers.read_exact(&mut first)).await.unwrap();
     server.send_rest();

@@ -87,6 +87,7 @@ fn a_commit_is_undone_once_the_disk_has_room_or_the_destination_answers() {
         bench.now = bench.source.deadline().expect("it connects again");
         assert_eq!(bench.feed(Event::Tick), [Action::Reconnect]);
         assert_eq!(bench.feed(lost()), [Action::Record(SourceState::Undecided)]);
+        assert!(bench.source.progress(bench.now).in_doubt.is_some(), "it does not know");
     }
     assert!(bench.feed(Event::Recorded).contains(&Action::ResumeGuest));
 }

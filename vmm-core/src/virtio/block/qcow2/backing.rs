@@ -78,9 +78,10 @@ impl Below {
         if let Some(known) = self.opened.iter().find(|known| known.path == path) {
             return Ok((path, Arc::clone(&known.file)));
         }
-        let identity =
-            |file: &File| Some((file.metadata().ok()?.dev(), file.metadata().ok()?.ino()));
-        let is_it = |handed: &&Arc<File>| identity(handed) == identity(found.file());
+        let own = found.file().metadata()?;
+        let is_it = |handed: &&Arc<File>| {
+            handed.metadata().is_ok_and(|its| (its.dev(), its.ino()) == (own.dev(), own.ino()))
+        };
         let file = match self.handed.iter().find(is_it) {
             Some(handed) => Arc::clone(handed),
             None => Arc::new(found.open()?),
