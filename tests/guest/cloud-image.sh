@@ -1,13 +1,14 @@
 #!/bin/sh
-# Builds a disk as Debian's images for clouds are, from its packages: a compressed qcow2 image with a GPT, partitions for
-# UEFI and BIOS, GRUB, the kernel for clouds and cloud-init. Beside it are the packages of a later kernel.
+# Builds a disk as Debian's or Ubuntu's images for clouds are, from their packages: a compressed qcow2 image with a GPT,
+# partitions for UEFI and BIOS, GRUB, the kernel for clouds and cloud-init. Beside Debian's is a package of a later kernel.
 # Prints the folder of cloud.qcow2 and kernel/*.deb.
 #
-#   tests/guest/cloud-image.sh    (root and mmdebstrap; some minutes; once in target/guest/)
+#   tests/guest/cloud-image.sh debian|ubuntu    (root and mmdebstrap; some minutes; once in target/guest/)
 set -eu
 
 . "$(dirname "$0")/folders"
-made=$cache/cloud
+distribution=$1
+made=$cache/cloud-$distribution
 if [ -e "$made/cloud.qcow2" ]; then
     echo "$made"
     exit 0
@@ -15,24 +16,41 @@ fi
 
 work=$(mktemp -d "$cache/cloud.XXXXXX")
 trap 'rm -rf "$work"' EXIT
+chmod 755 "$work" # for apt's own user
 tree=$work/tree
-mirror=http://deb.debian.org/debian
-mkdir "$tree" "$work/made"
+debian=http://deb.debian.org/debian ubuntu=http://archive.ubuntu.com/ubuntu
+mkdir -p "$tree" "$work/made/kernel"
 # The last line of packages is for what follows here.
-mmdebstrap --quiet --variant=minbase --include="linux-image-cloud-amd64,grub-cloud-amd64,initramfs-tools,zstd,
+packages="initramfs-tools,zstd,
     cloud-init,systemd-sysv,systemd-resolved,netplan.io,dbus,udev,kmod,procps,iproute2,openssh-server,sudo,pciutils,python3,cloud-guest-utils,
-    dosfstools,mtools,fdisk,e2fsprogs,qemu-utils" \
-    bookworm "$work/tree.tar" "deb $mirror bookworm main" "deb $mirror bookworm-backports main" >&2
+    dosfstools,mtools,fdisk,e2fsprogs,qemu-utils"
+case $distribution in
+    debian)
+        mmdebstrap --quiet --variant=minbase --include="linux-image-cloud-amd64,grub-cloud-amd64,$packages" \
+            bookworm "$work/tree.tar" "deb $debian bookworm main" "deb $debian bookworm-backports main" >&2
+        ;;
+    ubuntu)
+        # Debian has no package of Ubuntu's keys.
+        keys=ubuntu-keyring_2023.11.28.1_all.deb
+        /usr/lib/apt/apt-helper -qq download-file "$ubuntu/pool/main/u/ubuntu-keyring/$keys" "$work/$keys" \
+            SHA256:36de43b15853ccae0028e9a767613770c704833f82586f28eb262f0311adb8a8 >&2
+        dpkg-deb --fsys-tarfile "$work/$keys" | tar -xO ./usr/share/keyrings/ubuntu-archive-keyring.gpg > "$work/keys.gpg"
+        mmdebstrap --quiet --variant=minbase --keyring="$work/keys.gpg" \
+            --include="linux-image-virtual,grub-efi-amd64-bin,grub-pc-bin,grub-common,$packages" \
+            noble "$work/tree.tar" "deb $ubuntu noble main universe" >&2
+        ;;
+esac
 tar -C "$tree" -xf "$work/tree.tar"
 rm "$work/tree.tar"
-mv "$tree/etc/resolv.conf" "$work/resolv.conf"
-cp /etc/resolv.conf "$tree/etc/resolv.conf"
-chroot "$tree" sh -ec 'cd /tmp && apt-get -qq update && backports=bookworm-backports
-    kernel=$(apt-cache -t $backports depends linux-image-cloud-amd64 | sed -n "s/^ *Depends: //p")
-    apt-get -qq -t $backports -o APT::Sandbox::User=root download "$kernel"' >&2
-mkdir "$work/made/kernel"
-mv "$tree"/tmp/*.deb "$work/made/kernel/"
-mv "$work/resolv.conf" "$tree/etc/resolv.conf"
+if [ "$distribution" = debian ]; then
+    mv "$tree/etc/resolv.conf" "$work/resolv.conf"
+    cp /etc/resolv.conf "$tree/etc/resolv.conf"
+    chroot "$tree" sh -ec 'cd /tmp && apt-get -qq update && backports=bookworm-backports
+        kernel=$(apt-cache -t $backports depends linux-image-cloud-amd64 | sed -n "s/^ *Depends: //p")
+        apt-get -qq -t $backports -o APT::Sandbox::User=root download "$kernel"' >&2
+    mv "$tree"/tmp/*.deb "$work/made/kernel/"
+    mv "$work/resolv.conf" "$tree/etc/resolv.conf"
+fi
 
 # What the installer of an image sets; GRUB's own configuration is written by its scripts when a kernel is installed.
 : > "$tree/etc/machine-id"
@@ -58,7 +76,7 @@ chroot "$tree" sh -ec 'cd /tmp
     rm BOOTX64.EFI early.cfg' >&2
 mv "$tree/tmp/system" "$work/system"
 
-# Debian's numbers and types: 14 for BIOS, 15 for UEFI.
+# The numbers and types of both distributions: 14 for BIOS, 15 for UEFI.
 disk=$work/disk.raw
 truncate -s 3G "$disk"
 cp "$disk" "$tree/mnt/disk.raw"

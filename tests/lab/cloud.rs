@@ -1,4 +1,5 @@
-//! A guest from an image as Debian makes them for clouds, which keeps its kernel its own business.
+//! Guests from images as Debian and Ubuntu make them for clouds, which keep their kernels their own
+//! business.
 
 use std::fs;
 use std::path::Path;
@@ -53,17 +54,9 @@ fn has_no_complaints(guest: &StockGuest, host: Host<'_>) {
     assert_eq!(odd.collect::<Vec<_>>(), Vec::<&str>::new(), "{functions}");
 }
 
-#[test]
-fn a_cloud_image_upgrades_its_kernel_moves_and_is_restored() {
-    let lab = Lab::of(2);
-    let [here, there] = lab.nodes();
-    install([here, there]);
-    share([here, there]);
-    let made = script("cloud-image.sh", &[]);
-    let kernel = fs::read_dir(Path::new(&made).join("kernel")).expect("a folder");
-    let kernel = kernel.map(|entry| entry.expect("an entry").path()).next().expect("a package");
-    here.push(&[&Path::new(&made).join("cloud.qcow2")], "/srv/nfs");
-    here.push(&[&kernel], "/srv");
+/// Boots a guest from the image in the folder `made`, and waits until cloud-init has set it up.
+fn boot(lab: &Lab, here: Host<'_>, made: &str) -> StockGuest {
+    here.push(&[&Path::new(made).join("cloud.qcow2")], "/srv/nfs");
     here.sh(&format!(
         "set -e; cd /srv/nfs; qemu-img create -q -f qcow2 -F qcow2 -b cloud.qcow2 web.qcow2 8G
          echo \"{USER_DATA}\" > user-data; echo '{NETWORK}' > network
@@ -74,13 +67,54 @@ fn a_cloud_image_upgrades_its_kernel_moves_and_is_restored() {
         "--disk {SHARED}/web.qcow2 --hostname shop --ssh-key {SHARED}/key.pub \
          --seed {SHARED}/user-data,network-config={SHARED}/network"
     );
-    let guest = StockGuest::boot_by_firmware(&lab, here, 2, FIRMWARE, &options);
+    let guest = StockGuest::boot_by_firmware(lab, here, 2, FIRMWARE, &options);
     guest.sh(here, "cloud-init status --wait").ok();
-    let size = "df --output=source,size -B1G / | tail -n 1";
+    let size = "df --output=source,size -B1G / | tail -n 1; hostname";
     assert_eq!(
         guest.sh(here, size).ok().split_whitespace().collect::<Vec<_>>(),
-        ["/dev/vda1", "8"]
+        ["/dev/vda1", "8", "shop"]
     );
+    guest
+}
+
+/// Moves the guest, which says back what comes on its port 7, while it is talked to.
+fn moves(guest: &StockGuest, here: Host<'_>, there: Host<'_>) {
+    let stream = Stream::begin(here, guest);
+    let before = boot_id(guest, here);
+    here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
+    stream.await_more();
+    println!("{}", stream.finish());
+    assert_eq!(boot_id(guest, there), before, "it goes on");
+}
+
+#[test]
+fn a_cloud_image_of_ubuntu_is_set_up_moves_and_boots_again() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    install([here, there]);
+    share([here, there]);
+    let guest = boot(&lab, here, &script("cloud-image.sh", &["ubuntu"]));
+    let system = guest.sh(here, ". /etc/os-release && echo $ID $VERSION_ID").ok();
+    assert_eq!(system, "ubuntu 24.04\n");
+    moves(&guest, here, there);
+    let before = boot_id(&guest, there);
+    guest.sh(there, "reboot");
+    await_another_boot(&guest, there, &before);
+    guest.shut_down(there);
+    is_sound(here, "/srv/nfs/web.qcow2");
+}
+
+#[test]
+fn a_cloud_image_upgrades_its_kernel_moves_and_is_restored() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    install([here, there]);
+    share([here, there]);
+    let made = script("cloud-image.sh", &["debian"]);
+    let kernel = fs::read_dir(Path::new(&made).join("kernel")).expect("a folder");
+    let kernel = kernel.map(|entry| entry.expect("an entry").path()).next().expect("a package");
+    here.push(&[&kernel], "/srv");
+    let guest = boot(&lab, here, &made);
     has_no_complaints(&guest, here);
 
     let old = guest.sh(here, "uname -r").ok();
@@ -95,12 +129,7 @@ fn a_cloud_image_upgrades_its_kernel_moves_and_is_restored() {
     has_no_complaints(&guest, here);
 
     guest.sh(here, "systemd-run --quiet /usr/local/sbin/echo").ok();
-    let stream = Stream::begin(here, &guest);
-    let before = boot_id(&guest, here);
-    here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
-    stream.await_more();
-    println!("{}", stream.finish());
-    assert_eq!(boot_id(&guest, there), before, "it goes on");
+    moves(&guest, here, there);
     has_no_complaints(&guest, there);
 
     assert_eq!(guest.sh(there, RESEEDED).stdout, "0\n");
