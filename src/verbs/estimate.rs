@@ -39,7 +39,7 @@ pub(super) fn text(
     estimate: &Estimate,
     screen: Option<usize>,
 ) -> String {
-    let Estimate { measured, downtime_limit_seconds, converges, forecast, alternatives } = estimate;
+    let Estimate { measured, downtime_limit_seconds, converges, forecast, .. } = estimate;
     let headline = match (forecast.arrives, converges) {
         (true, true) => format!("{name} would move to {destination}."),
         (true, false) => {
@@ -53,7 +53,9 @@ pub(super) fn text(
     let what = if sizes[1] > 0 { "guest memory and disks" } else { "guest memory" };
     let size = format_size(sizes.iter().sum());
     lines.push(("Sent", format!("{} for {size} of {what}", format_size(forecast.wire_bytes))));
-    lines.extend(alternatives.iter().map(|other| ("Otherwise", alternative(other))));
+    let others = estimate.alternatives.iter().map(alternative);
+    let later = estimate.converging_share.map(at_another_time);
+    lines.extend(others.chain(later).map(|text| ("Otherwise", text)));
     lines.push(("Writes", writes(measured)));
     lines.push(("Content", content(measured)));
     lines.push(("Path", path(&measured.path)));
@@ -101,6 +103,16 @@ fn alternative(other: &Forecast) -> String {
         OnStall::Force | OnStall::Cancel | OnStall::Wait => {
             format!("{how}, or --downtime {downtime}: {total} in all, with a pause of {downtime}")
         }
+    }
+}
+
+/// Formats at what share of its present writes the guest would move by itself.
+fn at_another_time(share: f64) -> String {
+    match (share * 100.0).floor() {
+        percent if percent >= 1.0 => {
+            format!("at another time, when it writes no more than {percent} % of what it does now")
+        }
+        _ => "at another time, when it writes hardly anything".to_owned(),
     }
 }
 
@@ -220,6 +232,7 @@ mod tests {
             converges: true,
             forecast: forecast(OnStall::Throttle, 12.4, 0.0312),
             alternatives: Vec::new(),
+            converging_share: None,
         }
     }
 
@@ -247,6 +260,7 @@ mod tests {
             converges: false,
             forecast: stuck,
             alternatives: vec![throttled.clone(), forecast(OnStall::Force, 25.0, 2.28)],
+            converging_share: Some(0.376),
             ..estimate()
         };
         let text = shown(&stays, None);
@@ -256,6 +270,7 @@ mod tests {
             "rounds do not end",
             "--on-stall throttle: 30.00 s in all, with its vCPUs resting for up to 88 %",
             "--on-stall force, or --downtime 2.28 s: 25.00 s in all",
+            "at another time, when it writes no more than 37 % of what it does now",
         ] {
             assert!(text.contains(words), "{words} in\n{text}");
         }

@@ -109,6 +109,11 @@ pub struct Estimate {
     pub forecast: Forecast,
     /// What would move a guest whose migration does not converge.
     pub alternatives: Vec<Forecast>,
+    /// At what share of its present writes, below 1, the migration would converge: at another time.
+    /// None if it converges, or would not even if the guest wrote nothing; and from earlier
+    /// releases.
+    #[serde(default)]
+    pub converging_share: Option<f64>,
 }
 
 /// How a migration would go.
@@ -149,12 +154,44 @@ pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64
     let wanted = config.limits.on_stall;
     let by = |on_stall| course::forecast(&measured, config, bandwidth, on_stall);
     let forecast = by(wanted);
-    let converges = by(OnStall::Wait).arrives;
+    let arrives =
+        |measured: &Measured| course::forecast(measured, config, bandwidth, OnStall::Wait).arrives;
+    let converges = arrives(&measured);
     let others = [OnStall::Throttle, OnStall::Force, OnStall::Postcopy].into_iter();
     let alternatives = match converges {
         true => Vec::new(),
         false => others.filter(|on_stall| *on_stall != wanted).map(by).collect(),
     };
     let downtime_limit_seconds = config.limits.downtime.as_secs_f64();
-    Estimate { measured, downtime_limit_seconds, converges, forecast, alternatives }
+    let converging_share =
+        if converges { None } else { converging_share(measured.clone(), arrives) };
+    Estimate {
+        measured,
+        downtime_limit_seconds,
+        converges,
+        forecast,
+        alternatives,
+        converging_share,
+    }
+}
+
+/// Returns the largest share of what the guest writes at which it `arrives`, to one part in 128;
+/// none if it would not even if it wrote nothing.
+fn converging_share(mut measured: Measured, arrives: impl Fn(&Measured) -> bool) -> Option<f64> {
+    let written = std::mem::take(&mut measured.written);
+    let mut arrives_at = |share: f64| {
+        let less =
+            |window: &Written| Written { pages: (window.pages as f64 * share) as u64, ..*window };
+        measured.written = written.iter().map(less).collect();
+        arrives(&measured)
+    };
+    if !arrives_at(0.0) {
+        return None;
+    }
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..7 {
+        let middle = f64::midpoint(low, high);
+        if arrives_at(middle) { low = middle } else { high = middle }
+    }
+    Some(low)
 }

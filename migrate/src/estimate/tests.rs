@@ -151,6 +151,11 @@ fn what_would_move_a_guest_that_writes_too_fast_is_said() {
     assert!(forced.arrives && forced.forced, "{forced:?}");
     assert!(forced.downtime_seconds > Some(0.3), "{forced:?}");
 
+    let share = estimate.converging_share.unwrap();
+    assert!((0.01..0.99).contains(&share), "{share}");
+    let calmer = |share: f64| by(measured(25e6, |seconds| share * busy(seconds)), OnStall::Wait);
+    assert!(calmer(share).converges && !calmer(share + 0.02).converges, "{share}");
+
     let cancelled = by(slow(), OnStall::Cancel);
     let why_not = cancelled.forecast.why_not.unwrap();
     assert!(why_not.contains("stalled") && why_not.contains("too fast"), "{why_not}");
@@ -163,6 +168,7 @@ fn what_would_move_a_guest_that_writes_too_fast_is_said() {
 fn a_fast_link_moves_the_same_guest_without_help() {
     let estimate = by(measured(1e9, busy), OnStall::Throttle);
     assert!(estimate.converges && estimate.forecast.throttle_percent == 0, "{estimate:?}");
+    assert_eq!(estimate.converging_share, None);
 }
 
 #[test]
