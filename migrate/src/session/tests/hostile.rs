@@ -333,11 +333,14 @@ async fn requested_pages_may_come_in_any_order() {
         let missing = missing.clone();
         reading.spawn_blocking(move || missing.read(page));
     }
-    let mut asked = Vec::new();
-    while asked.len() < wanted.len() {
+    // One request may be for both pages of the first chunk.
+    let (mut asked, mut pages_asked) = (Vec::new(), 0);
+    while pages_asked < wanted.len() as u32 {
         let mut bytes = [0; REQUEST_BYTES];
         in_time(requests.read_exact(&mut bytes)).await.unwrap();
-        asked.push(PageRequest::decode(bytes, CHUNKS).unwrap());
+        let (chunk, pages) = PageRequest::decode(bytes, CHUNKS).unwrap();
+        pages_asked += pages.count_ones();
+        asked.push((chunk, pages));
     }
     asked.reverse();
     send.write_all(&foreign(1, 1)).await.unwrap();
