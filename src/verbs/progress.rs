@@ -140,13 +140,15 @@ fn needs_help(progress: &Progress) -> bool {
 /// Says what helps a migration whose rounds are in vain.
 fn help(progress: &Progress) -> Option<String> {
     use DecisionKind::{Impossible, LimitsChanged, Stalled};
+    if !needs_help(progress) {
+        return None;
+    }
     let mut decided = progress.decisions.iter().rev().map(|decided| &decided.what);
     let last = decided.find(|what| matches!(what.kind(), Impossible | LimitsChanged | Stalled));
-    let help = match last.filter(|what| what.kind() == Impossible) {
+    Some(match last.filter(|what| what.kind() == Impossible) {
         Some(impossible) => format!("{}{LONGER_PAUSE}", decisions::text(impossible)),
         None => NOT_CONVERGING.to_owned(),
-    };
-    needs_help(progress).then_some(help)
+    })
 }
 
 fn joined(parts: &[(Rank, String)]) -> String {

@@ -6,15 +6,13 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::super::limiter::Limiter;
 use super::super::receiver::{Memory, Space, receive};
-use super::super::stream_sender::{StreamContext, StreamSender};
+use super::super::stream_sender::StreamSender;
+use super::context;
 use super::memory::{Content, FakeMemory};
 use super::world::{FakeSource, FakeTarget};
-use crate::failpoint::Failpoints;
 use crate::guest::{GuestDescription, GuestError, SourceGuest};
 use crate::memory::PageSet;
-use crate::pages::{BufferPool, Compression};
 use crate::protocol::FEATURE_LZ4;
 use crate::quic::pair::Pair;
 
@@ -67,18 +65,7 @@ async fn a_slow_disk_blocks_only_its_own_stream() {
     let (ready, inbox) = channel();
     let inner = FakeSource::new(2, Content::Random);
     let guest = Arc::new(Slow(inner, Mutex::new(inbox), Notify::new()));
-    let context = StreamContext {
-        guest: guest.clone(),
-        limiter: Arc::new(Limiter::new(None)),
-        totals: Arc::default(),
-        pool: BufferPool::new(),
-        compression: Compression::Off,
-        failpoints: Failpoints::default(),
-        memory_chunks: 1,
-        is_ending: Arc::default(),
-        heat: Arc::default(),
-        links: Arc::default(),
-    };
+    let context = context(guest.clone(), 1);
     let pair = Pair::new().await;
     let stream = pair.near.open_uni().await.unwrap();
     let mut stream_sender = StreamSender::new(context, pair.near.clone(), stream, 0, 1);

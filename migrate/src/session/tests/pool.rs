@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use tokio::time::{advance, timeout};
 
+use super::context;
 use super::memory::Content;
 use super::world::FakeSource;
-use crate::failpoint::Failpoints;
 use crate::guest::{GuestError, SourceGuest};
 use crate::memory::PageSet;
-use crate::pages::{BufferPool, Compression};
-use crate::session::limiter::Limiter;
 use crate::session::pool::{Pool, REPEAT_AFTER, Share};
-use crate::session::stream_sender::{StreamContext, StreamSendError};
+use crate::session::stream_sender::StreamSendError;
 
 const CHUNKS: usize = 64;
 /// Short enough that it does not count.
@@ -21,18 +19,7 @@ const ROUND_TRIP: Duration = Duration::from_millis(1);
 
 fn pool(links: usize) -> (Arc<FakeSource>, Arc<Pool>) {
     let guest = FakeSource::new(CHUNKS, Content::Random);
-    let context = StreamContext {
-        guest: guest.clone(),
-        limiter: Arc::new(Limiter::new(None)),
-        totals: Arc::default(),
-        pool: BufferPool::new(),
-        compression: Compression::Off,
-        failpoints: Failpoints::default(),
-        memory_chunks: CHUNKS,
-        is_ending: Arc::default(),
-        heat: Arc::default(),
-        links: Arc::default(),
-    };
+    let context = context(guest.clone(), CHUNKS);
     (guest, Arc::new(Pool::new(context, links, ROUND_TRIP)))
 }
 

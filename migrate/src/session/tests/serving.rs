@@ -6,21 +6,18 @@ use std::sync::Arc;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
 
+use super::context;
 use super::memory::Content;
 use super::world::{FakeSource, in_time};
-use crate::failpoint::Failpoints;
 use crate::memory::PageSet;
-use crate::pages::{BufferPool, Compression};
 use crate::progress::Transfer;
 use crate::protocol::page_request::PageRequest;
 use crate::protocol::preamble::PREAMBLE_BYTES;
 use crate::protocol::{MigrationId, Token};
 use crate::quic::pair::Pair;
 use crate::quic::{Authority, Tls};
-use crate::session::limiter::Limiter;
 use crate::session::sender::Route;
 use crate::session::serve::{Further, Server};
-use crate::session::stream_sender::StreamContext;
 use crate::session::totals::Totals;
 
 /// Chunks of the guest, all of which the destination lacks: 4 MiB.
@@ -43,19 +40,8 @@ impl Served {
     async fn start() -> Self {
         let pair = Pair::new().await;
         let identity = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
-        let totals = Arc::<Totals>::default();
-        let context = StreamContext {
-            guest: FakeSource::new(CHUNKS, Content::Random),
-            limiter: Arc::new(Limiter::new(None)),
-            totals: totals.clone(),
-            pool: BufferPool::new(),
-            compression: Compression::Off,
-            failpoints: Failpoints::default(),
-            memory_chunks: CHUNKS,
-            is_ending: Arc::default(),
-            heat: Arc::default(),
-            links: Arc::default(),
-        };
+        let context = context(FakeSource::new(CHUNKS, Content::Random), CHUNKS);
+        let totals = context.totals.clone();
         let route = Route {
             connections: vec![pair.near.clone()],
             are_links: false,
