@@ -5,14 +5,15 @@
 //! up after a dead one locks the first byte: this excludes the others, and tells them that the lock
 //! will soon be free.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use regular_file::opened::is_same;
 
 /// A lock that this process holds until it drops the lock or exits.
 #[derive(Debug)]
@@ -124,10 +125,6 @@ impl FileLock {
         }
         Ok(false)
     }
-}
-
-fn is_same(one: &Metadata, other: &Metadata) -> bool {
-    one.ino() == other.ino() && one.dev() == other.dev()
 }
 
 /// An exclusive lock on the first byte.

@@ -4,14 +4,14 @@
 //! to as well. In such a place, opening a named pipe blocks forever, a folder opens and fails later
 //! with an obscure error, and a huge file fills memory. [`open`] and [`read`] refuse all of these
 //! immediately, with a clear message. [`replace`] writes such a file atomically, and a [`log::Log`]
-//! is appended to line by line. This crate depends on no other crate of the project; every crate
+//! is appended to line by line. [`opened`] finds, opens and compares files that are open already. This crate depends on no other crate of the project; every crate
 //! that reads files which another program may have put there uses it.
 
 pub mod log;
+pub mod opened;
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -70,8 +70,7 @@ impl Found {
     /// # Errors
     /// The system's error.
     pub fn open(&self) -> io::Result<File> {
-        let again = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(again)
+        opened::open_again(&self.0, 0)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The files and ports that Landlock leaves to a guest's process.
 
 use std::fs::{File, FileType};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -10,6 +10,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, make_bitflags,
 };
+use regular_file::opened::link_to;
 
 use super::files::{Files, Use};
 use crate::api::types::LandlockState;
@@ -77,8 +78,7 @@ fn enforce(files: &Files) -> Result<RulesetStatus> {
 
 /// Returns whether an open file is at `path` itself, and not where links led from there.
 fn is_at(file: &impl AsFd, path: &Path) -> bool {
-    let link = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-    std::fs::read_link(link).is_ok_and(|place| place == path)
+    std::fs::read_link(link_to(file)).is_ok_and(|place| place == path)
 }
 
 /// The rights of `what` on a file of this kind; `None` if the kind does not suit the use.

@@ -6,12 +6,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
+use regular_file::opened::link_to;
 
 use crate::sys::file;
 
@@ -89,8 +89,7 @@ impl NameGuard {
     /// # Errors
     /// `AlreadyExists` if the name is in use; otherwise the error from the system.
     pub(crate) fn link(file: &File, path: PathBuf) -> io::Result<Self> {
-        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-        linkat(AT_FDCWD, own.as_str(), AT_FDCWD, &path, AtFlags::AT_SYMLINK_FOLLOW)?;
+        linkat(AT_FDCWD, &link_to(file), AT_FDCWD, &path, AtFlags::AT_SYMLINK_FOLLOW)?;
         Ok(Self::of(path))
     }
 

@@ -3,9 +3,6 @@
 //! needs others.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The files; equal only to themselves.
@@ -31,37 +28,3 @@ impl PartialEq for HandedFiles {
 }
 
 impl Eq for HandedFiles {}
-
-/// Returns the path without links at which `file` was opened.
-///
-/// # Errors
-/// If it is not there any more.
-pub(super) fn path_of(file: &File) -> io::Result<PathBuf> {
-    use std::os::unix::fs::MetadataExt;
-
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    let (here, there) = (file.metadata()?, std::fs::metadata(&path)?);
-    if (here.dev(), here.ino()) != (there.dev(), there.ino()) {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "it was replaced or removed"));
-    }
-    Ok(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_has_the_path_at_which_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().canonicalize().unwrap().join("disk");
-        let file = File::create(&path).unwrap();
-        assert_eq!(path_of(&file).unwrap(), path);
-        let moved = folder.path().canonicalize().unwrap().join("moved");
-        std::fs::rename(&path, &moved).unwrap();
-        assert_eq!(path_of(&file).unwrap(), moved);
-        std::fs::remove_file(&moved).unwrap();
-        assert!(path_of(&file).is_err());
-        assert!(path_of(&tempfile::tempfile().unwrap()).is_err());
-    }
-}

@@ -6,12 +6,12 @@
 //! partition tables, LVM metadata, the superblocks of ext4, XFS, btrfs and md. It can prove that a
 //! device was written, but never that it was not.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 
 use imago::io_buffers::IoBuffer;
+use regular_file::opened::open_again;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::sys::file;
@@ -35,10 +35,7 @@ const SECTORS: [usize; 2] = [512, 4096];
 /// If the device cannot be read.
 pub(super) fn digest(device: &File, bytes: u64) -> io::Result<u128> {
     // Reopened: on the guest's open file, the flag would affect the guest too.
-    let path = format!("/proc/self/fd/{}", device.as_raw_fd());
-    let flags = libc::O_DIRECT | libc::O_CLOEXEC;
-    let direct = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    match direct.and_then(|direct| digest_of(&direct, bytes)) {
+    match open_again(device, libc::O_DIRECT).and_then(|direct| digest_of(&direct, bytes)) {
         // A device that cannot do it, or one that this process was handed and may not open.
         Err(error)
             if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::PermissionDenied) =>

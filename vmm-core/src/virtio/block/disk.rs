@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use regular_file::opened::path_of;
+
 use super::behind::behind_loops;
 use super::cache::CacheMode;
 use super::config::{Access, BlockConfig, Occupied, Origin};
@@ -19,7 +21,7 @@ use super::store::Store;
 use super::{departed, overwritten};
 use crate::sys::file::{make_blocking, may_write};
 use crate::virtio::DeviceError;
-use crate::virtio::handed::{HandedFiles, path_of};
+use crate::virtio::handed::HandedFiles;
 
 /// How long to wait for a disk that the guest's other copy still locks: after a migration, the
 /// source unlocks it while it tells the destination to resume.

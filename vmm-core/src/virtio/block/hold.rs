@@ -10,10 +10,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use regular_file::opened::open_again;
 
 use super::behind::{self, Behind, Span};
 use super::config::Access;
@@ -205,14 +206,6 @@ pub(super) fn claim(file: &File, path: &Path) -> Result<File, DeviceError> {
     })
 }
 
-/// Opens the file behind `file` once more for reading, with `flags`: its path may lead to another
-/// one by now.
-fn open_again(file: &File, flags: i32) -> io::Result<File> {
-    let flags = flags | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
-    OpenOptions::new().read(true).custom_flags(flags).open(link)
-}
-
 /// Returns the number of the block device `file`; `None` for anything else.
 fn device_of(file: &File) -> Option<u64> {
     let found = file.metadata().ok()?;
@@ -231,21 +224,6 @@ mod tests {
     fn writer(file: &tempfile::NamedTempFile, span: Span, has_volumes: bool) -> Hold {
         let behind = behind(file.path(), span, has_volumes);
         Hold::behind(Path::new("/dev/loop0"), behind, Access::ReadWrite).unwrap()
-    }
-
-    #[test]
-    fn the_disk_that_is_checked_is_the_one_that_was_opened() {
-        let folder = tempfile::tempdir().unwrap();
-        let [path, other] = ["disk.raw", "other.raw"].map(|name| folder.path().join(name));
-        for path in [&path, &other] {
-            std::fs::write(path, [7; 4096]).unwrap();
-        }
-        let disk = File::open(&path).unwrap();
-        std::fs::rename(&other, &path).unwrap();
-        let again = open_again(&disk, libc::O_EXCL).unwrap();
-        let inode = |file: &File| file.metadata().unwrap().ino();
-        assert_eq!(inode(&again), inode(&disk));
-        assert_ne!(inode(&again), std::fs::metadata(&path).unwrap().ino());
     }
 
     #[test]

@@ -7,9 +7,11 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use regular_file::opened;
 
 use super::config::Occupied;
 use super::qcow2;
@@ -65,8 +67,7 @@ fn lock_unused(path: &Path) -> Result<File, DeviceError> {
     })?;
     // Another file may have been put there before this one was locked.
     let (locked, there) = (file.metadata().map_err(failed)?, path.metadata().map_err(failed)?);
-    let is_same = (locked.dev(), locked.ino()) == (there.dev(), there.ino());
-    if is_same { Ok(file) } else { Err(in_use()) }
+    if opened::is_same(&locked, &there) { Ok(file) } else { Err(in_use()) }
 }
 
 /// The file that was created for an arriving disk.

@@ -6,16 +6,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use regular_file::Found;
+use regular_file::opened::{is_same, path_of};
 
 use super::FORMAT;
 use super::header::Header;
 use crate::sys::file::make_blocking;
-use crate::virtio::handed::path_of;
 
 /// A file that an image is based on. It is only read.
 #[derive(Debug, Clone)]
@@ -79,9 +78,7 @@ impl Below {
             return Ok((path, Arc::clone(&known.file)));
         }
         let own = found.file().metadata()?;
-        let is_it = |handed: &&Arc<File>| {
-            handed.metadata().is_ok_and(|its| (its.dev(), its.ino()) == (own.dev(), own.ino()))
-        };
+        let is_it = |handed: &&Arc<File>| handed.metadata().is_ok_and(|its| is_same(&its, &own));
         let file = match self.handed.iter().find(is_it) {
             Some(handed) => Arc::clone(handed),
             None => Arc::new(found.open()?),
