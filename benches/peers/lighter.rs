@@ -44,7 +44,7 @@ impl Lighter {
     pub(crate) fn boot(guest: &LinuxGuest, places: [Place; 2], folder: &Path) -> Result<Self> {
         let states = [folder.join("host-a"), folder.join("host-b")];
         let [first, second] = &states;
-        let names = |place: &Place| ["localhost".to_owned(), place.address.to_owned()];
+        let names = |place: &Place| ["localhost".to_owned(), place.address().to_owned()];
         let [place, other] = places;
         let here = |place: &Place| lighter_at(place, first);
         here(&place).args(["certs", "init"]).args(names(&place)).run()?;
@@ -76,10 +76,13 @@ impl Lighter {
         let (source, destination) = (&self.hosts[self.here], &self.hosts[1 - self.here]);
         let mut command = source.lighter();
         command
-            .args(["migrate", GUEST, destination.node.address(), "--json"])
+            .args(["migrate", GUEST, &destination.address(), "--json"])
             .args(["--downtime", &format!("{}ms", course.downtime_limit_ms())])
             .args(["--on-stall", course.on_stall.name()])
             .args(["--timeout", &format!("{}s", course.patience.as_secs())]);
+        if course.ways > 1 {
+            command.args(["--via", &destination.place.addresses[..course.ways].join(",")]);
+        }
         command
     }
 }
@@ -209,12 +212,17 @@ struct Host {
 
 impl Host {
     fn start(state: PathBuf, place: Place) -> Result<Self> {
-        let node = Node::start_by(lighter_at(&place, &state), &state, place.address)?;
+        let node = Node::start_by(lighter_at(&place, &state), &state, place.listens_on())?;
         Ok(Self { state, place, node })
     }
 
     fn lighter(&self) -> Command {
         lighter_at(&self.place, &self.state)
+    }
+
+    /// The HOST:PORT at which its node is reached on the first cable.
+    fn address(&self) -> String {
+        format!("{}:{}", self.place.address(), self.node.port())
     }
 
     fn guest_folder(&self) -> PathBuf {

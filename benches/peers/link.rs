@@ -1,6 +1,7 @@
 //! The link between the two hosts of a contest, as `--links` names it: `loopback`, or the rate of a
 //! cable between two network namespaces with its round trip and loss, if any: `100mbit`,
-//! `1gbit/1ms`, `1gbit/10ms/0.1%`.
+//! `1gbit/1ms`, `1gbit/10ms/0.1%`. `2x100mbit` is two such cables, which lighter uses both; QEMU
+//! uses the first.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,12 +26,24 @@ pub(crate) enum Link {
 /// The properties of a cable, the same in both directions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Cable {
-    /// Bits per second.
+    /// How many of them there are, 1 or 2.
+    pub(crate) count: usize,
+    /// Bits per second of each.
     pub(crate) rate: u64,
     /// Time there and back without load.
     pub(crate) round_trip: Duration,
     /// Share of the packets that are lost, in percent.
     pub(crate) loss_percent: f64,
+}
+
+impl Link {
+    /// How many ways there are from one host to the other.
+    pub(crate) const fn count(&self) -> usize {
+        match self {
+            Self::Loopback => 1,
+            Self::Cable(cable) => cable.count,
+        }
+    }
 }
 
 impl Cable {
@@ -53,14 +66,18 @@ impl FromStr for Link {
         if text == "loopback" {
             return Ok(Self::Loopback);
         }
-        let mut parts = text.split('/');
+        let (count, each) = text.strip_prefix("2x").map_or((1, text), |each| (2, each));
+        let mut parts = each.split('/');
         let rate = parts.next().unwrap_or_default();
         let rate = match (rate.strip_suffix("gbit"), rate.strip_suffix("mbit")) {
             (Some(number), _) => number.parse::<u64>().map(|number| number * 1_000_000_000),
             (None, Some(number)) => number.parse::<u64>().map(|number| number * 1_000_000),
-            (None, None) => bail!("a link is loopback or a rate like 100mbit or 1gbit/10ms/0.1%"),
+            (None, None) => {
+                bail!("a link is loopback or a rate like 100mbit, 1gbit/10ms/0.1% or 2x100mbit")
+            }
         };
         let mut cable = Cable {
+            count,
             rate: rate.context("the rate of a link needs a number")?,
             round_trip: Duration::ZERO,
             loss_percent: 0.0,
@@ -79,6 +96,9 @@ impl FromStr for Link {
 impl fmt::Display for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Cable(cable) = self else { return f.write_str("loopback") };
+        if cable.count > 1 {
+            write!(f, "{} x ", cable.count)?;
+        }
         write!(f, "{} Mbit/s", cable.rate / 1_000_000)?;
         if !cable.round_trip.is_zero() {
             write!(f, " {} ms", cable.round_trip.as_millis())?;

@@ -24,6 +24,8 @@ pub(crate) struct Course {
     pub(crate) on_stall: OnStall,
     /// The time after which it is called off.
     pub(crate) patience: Duration,
+    /// How many ways there are to the other host.
+    pub(crate) ways: usize,
 }
 
 impl Course {

@@ -10,21 +10,32 @@ use super::wire::Wire;
 use support::cable::{Namespaces, tool};
 use support::in_namespace;
 
-/// Addresses of the two ends of the cable (TEST-NET-2, RFC 5737).
-const ADDRESSES: [&str; 2] = ["198.51.100.1", "198.51.100.2"];
-/// The device at each end.
-const DEVICE: &str = "cable";
+/// Addresses of the two ends of each cable (TEST-NET-2 and 3, RFC 5737).
+const ADDRESSES: [[&str; 2]; 2] =
+    [["198.51.100.1", "198.51.100.2"], ["203.0.113.1", "203.0.113.2"]];
+/// The device at each end of each cable.
+const DEVICES: [&str; 2] = ["cable", "cable-2"];
 
 /// Where a host is.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
-    /// Its IP address.
-    pub(crate) address: &'static str,
+    /// Its IP addresses, one on each cable that there may be.
+    pub(crate) addresses: [&'static str; 2],
     /// Its network namespace, if not this process's own.
     pub(crate) namespace: Option<String>,
 }
 
 impl Place {
+    /// Its IP address on the first cable.
+    pub(crate) const fn address(&self) -> &'static str {
+        self.addresses[0]
+    }
+
+    /// The IP address that whoever is reached on every cable listens on.
+    pub(crate) const fn listens_on(&self) -> &'static str {
+        if self.namespace.is_some() { "0.0.0.0" } else { self.address() }
+    }
+
     /// Returns the command, moved to this place.
     pub(crate) fn within(&self, command: Command) -> Command {
         in_namespace(command, self.namespace.as_deref())
@@ -33,8 +44,8 @@ impl Place {
 
 /// The places of two hosts. What was made for them is removed when this is dropped.
 pub(crate) struct Places {
-    /// What the cable leads over, if it is a long one.
-    wire: Option<Wire>,
+    /// What the cables lead over, if they are long ones.
+    wires: Vec<Wire>,
     namespaces: Option<Namespaces>,
 }
 
@@ -45,51 +56,72 @@ impl Places {
     /// If ip(8) is missing, or this process is not root.
     pub(crate) fn make(link: Link) -> Result<Self> {
         if link == Link::Loopback {
-            return Ok(Self { wire: None, namespaces: None });
+            return Ok(Self { wires: Vec::new(), namespaces: None });
         }
         let namespaces = Namespaces::create(&format!("lighter-peers-{}", std::process::id()))?;
-        namespaces.join(DEVICE, ADDRESSES)?;
-        Ok(Self { wire: None, namespaces: Some(namespaces) })
+        namespaces.join(DEVICES[0], ADDRESSES[0])?;
+        Ok(Self { wires: Vec::new(), namespaces: Some(namespaces) })
     }
 
     /// The two places.
     pub(crate) fn both(&self) -> [Place; 2] {
         [0, 1].map(|end| match &self.namespaces {
-            None => Place { address: "127.0.0.1", namespace: None },
+            None => Place { addresses: ["127.0.0.1"; 2], namespace: None },
             Some(namespaces) => Place {
-                address: ADDRESSES[end],
+                addresses: ADDRESSES.map(|cable| cable[end]),
                 namespace: Some(namespaces.names()[end].to_owned()),
             },
         })
     }
 
-    /// Connects the places by another cable.
+    /// Connects the places by other cables.
     ///
     /// # Errors
     /// If ip(8) or tc(8) is missing, or the kernel lacks `sch_tbf`.
     pub(crate) fn connect(&mut self, cable: &Cable) -> Result<()> {
         let Some(namespaces) = &self.namespaces else { return Ok(()) };
-        self.wire = None;
-        namespaces.cut(DEVICE)?;
-        if cable.is_long() {
-            let outside = ["a", "b"].map(|end| format!("wire-{}{end}", std::process::id()));
-            let outside = [outside[0].as_str(), &outside[1]];
-            namespaces.lead_out(DEVICE, ADDRESSES, outside)?;
-            for namespace in namespaces.names() {
-                // A wire takes and loses single packets.
-                tool("ip", &["-n", namespace, "link", "set", DEVICE, "gso_max_segs", "1"])?;
-            }
-            self.wire = Some(Wire::between(outside, *cable)?);
-            return Ok(());
+        self.wires.clear();
+        for device in DEVICES {
+            namespaces.cut(device)?;
         }
-        namespaces.join(DEVICE, ADDRESSES)?;
-        for namespace in namespaces.names() {
-            let add = ["-n", namespace, "qdisc", "add", "dev", DEVICE, "root"];
-            let queue = cable.queue();
-            let queue = queue.split(' ');
-            tool("tc", &add.into_iter().chain(queue).collect::<Vec<_>>())
-                .context("a limited rate needs sch_tbf")?;
+        for (device, addresses) in DEVICES.into_iter().zip(ADDRESSES).take(cable.count) {
+            if cable.is_long() {
+                self.wires.push(lead_over_wire(namespaces, device, addresses, *cable)?);
+            } else {
+                join(namespaces, device, addresses, cable)?;
+            }
         }
         Ok(())
     }
+}
+
+/// Lays a long cable.
+fn lead_over_wire(
+    namespaces: &Namespaces,
+    device: &str,
+    addresses: [&str; 2],
+    cable: Cable,
+) -> Result<Wire> {
+    let number = DEVICES.iter().position(|known| *known == device).unwrap_or_default();
+    let outside = ["a", "b"].map(|end| format!("wire{number}-{}{end}", std::process::id()));
+    let outside = [outside[0].as_str(), &outside[1]];
+    namespaces.lead_out(device, addresses, outside)?;
+    for namespace in namespaces.names() {
+        // A wire takes and loses single packets.
+        tool("ip", &["-n", namespace, "link", "set", device, "gso_max_segs", "1"])?;
+    }
+    Wire::between(outside, cable)
+}
+
+/// Lays a short cable.
+fn join(namespaces: &Namespaces, device: &str, addresses: [&str; 2], cable: &Cable) -> Result<()> {
+    namespaces.join(device, addresses)?;
+    for namespace in namespaces.names() {
+        let add = ["-n", namespace, "qdisc", "add", "dev", device, "root"];
+        let queue = cable.queue();
+        let queue = queue.split(' ');
+        tool("tc", &add.into_iter().chain(queue).collect::<Vec<_>>())
+            .context("a limited rate needs sch_tbf")?;
+    }
+    Ok(())
 }

@@ -202,7 +202,7 @@ impl Peer for Qemu {
         next.configure(course, &self.capabilities, "arriving")?;
         // The port is free now, and no other process on this host wants it.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let uri = format!("tcp:{}:{port}", place.address);
+        let uri = format!("tcp:{}:{port}", place.address());
         next.qmp.execute("migrate-incoming", &json!({ "uri": uri }))?;
         self.next = Some((next, uri));
         Ok(())

@@ -80,7 +80,8 @@ pub(crate) struct Settings {
     /// What the guests do meanwhile.
     #[arg(long, value_delimiter = ',', default_value = "idle,slow,fast")]
     loads: Vec<Load>,
-    /// What connects the hosts: loopback, or rate/round trip/loss, as 100mbit or 1gbit/10ms/0.1%.
+    /// What connects the hosts: loopback, or rate/round trip/loss, as 100mbit or 1gbit/10ms/0.1%;
+    /// 2x before it for two of them, which lighter uses both.
     #[arg(long, value_delimiter = ',', default_value = "loopback")]
     links: Vec<Link>,
     /// Guest memory that is filled, in MiB; guests have 512 MiB more.

@@ -40,7 +40,7 @@ impl Connection {
     /// # Errors
     /// If they cannot be connected.
     pub(crate) fn open(from: &Place, to: &Place) -> Result<Self> {
-        let listener = within(to, || TcpListener::bind((to.address, 0)))?;
+        let listener = within(to, || TcpListener::bind((to.address(), 0)))?;
         let at = listener.local_addr()?;
         let mut stream = within(from, || TcpStream::connect(at))?;
         let (mut receiver, _) = listener.accept()?;

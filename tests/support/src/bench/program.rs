@@ -21,7 +21,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub struct Node {
     child: Child,
-    address: String,
+    port: u16,
 }
 
 impl Node {
@@ -33,7 +33,7 @@ impl Node {
         Self::start_by(lighter(state), state, "127.0.0.1")
     }
 
-    /// As [`Self::start`], by `program`, which runs lighter in a place where `address` is its own.
+    /// As [`Self::start`], by `program`, which runs lighter in a place that has this `address`.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -46,23 +46,24 @@ impl Node {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let mut node = Self { child, address: String::new() };
+        let mut node = Self { child, port: 0 };
         let start = Instant::now();
-        while node.address.is_empty() {
+        while node.port == 0 {
             ensure!(start.elapsed() < PATIENCE, "the node did not start");
             thread::sleep(POLL_INTERVAL);
             let file = std::fs::read(state.join("node.json")).unwrap_or_default();
             let said: Value = serde_json::from_slice(&file).unwrap_or_default();
             let is_its = said["pid"].as_u64() == Some(u64::from(node.pid()));
             let address = said["listen"].as_str().filter(|_| is_its);
-            node.address = address.unwrap_or_default().to_owned();
+            let port = address.and_then(|address| address.rsplit_once(':')?.1.parse().ok());
+            node.port = port.unwrap_or_default();
         }
         Ok(node)
     }
 
-    /// The node's HOST:PORT, for `lighter migrate`.
-    pub fn address(&self) -> &str {
-        &self.address
+    /// The port at which the node takes migrations.
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 
     /// The node's process id.
