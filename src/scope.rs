@@ -33,6 +33,9 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// The slice of all guests; `packaging/lighter.slice` has systemd count what they use.
 const SLICE: &str = "lighter.slice";
 
+/// What asks guests to shut down with the host (`packaging/lighter-guests.service`).
+const BEFORE: &str = "Before=lighter-guests.service";
+
 /// A scope for the process of a guest that is about to be started.
 #[derive(Debug, Clone)]
 pub(crate) struct Scope {
@@ -68,9 +71,9 @@ impl Scope {
         for accounting in ["MemoryAccounting=yes", "CPUAccounting=yes", "IOAccounting=yes"] {
             command.args(["-p", accounting]);
         }
-        // When the host shuts down, guests end before the file systems with their disks are
-        // unmounted.
-        for order in ["After=local-fs.target", "After=remote-fs.target"] {
+        // When the host shuts down, guests end once they have been asked to shut down, and before
+        // the file systems with their disks are unmounted.
+        for order in ["After=local-fs.target", "After=remote-fs.target", BEFORE] {
             command.args(["-p", order]);
         }
         command.arg("--").arg(program);
@@ -195,6 +198,8 @@ mod tests {
             "After=local-fs.target",
             "-p",
             "After=remote-fs.target",
+            "-p",
+            "Before=lighter-guests.service",
             "--",
             "/usr/bin/lighter",
         ];

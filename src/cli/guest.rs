@@ -264,20 +264,45 @@ pub(crate) struct ConsoleArgs {
     pub(crate) name: GuestName,
 }
 
-/// `lighter shutdown` and `lighter reboot`: verbs that press the power button.
+/// `lighter shutdown`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lighter shutdown web-1
   lighter shutdown web-1 web-2 --timeout 5m
-  lighter reboot web-1
+  lighter shutdown --all
 
 The guest's system decides what its power button does; most shut down. A guest
 that runs without ACPI, that is still booting, or that is the built-in workload
-ignores it, and this says so at once. `reboot` boots the guest again when it has
-switched itself off within the timeout. `lighter destroy` ends a guest that does
-not answer, `lighter reset` boots it again.")]
-pub(crate) struct ButtonArgs {
+ignores it, and this says so at once. `lighter destroy` ends a guest that does
+not answer. With --all, the buttons of all guests of this host are pressed at
+once, and the timeout is that of all together.")]
+pub(crate) struct ShutdownArgs {
+    /// The guests, one after the other.
+    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) names: Vec<GuestName>,
+
+    /// All guests that run on this host.
+    #[arg(long)]
+    pub(crate) all: bool,
+
+    /// How long each may take.
+    #[arg(long, value_parser = parse_duration, default_value = "60s", value_name = "TIME")]
+    pub(crate) timeout: Duration,
+}
+
+/// `lighter reboot`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter reboot web-1
+  lighter reboot web-1 web-2 --timeout 5m
+
+This presses the guest's power button, and boots the guest again when it has
+switched itself off within the timeout. A guest that runs without ACPI, that is
+still booting, or that is the built-in workload ignores the button, and this
+says so at once. `lighter reset` boots a guest again that does not answer.")]
+pub(crate) struct RebootArgs {
     /// The guests, one after the other.
     #[arg(value_name = "NAME", required = true)]
     pub(crate) names: Vec<GuestName>,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::session::{END_PATIENCE, block_on, for_each, guest_client, is_gone_within};
 use crate::api::types::{GuestInfo, RebootRequest, ResumeRequest, StateAnswer};
 use crate::api::{ApiClient, AskError};
-use crate::cli::guest::{ButtonArgs, NamesArgs, ResumeArgs};
+use crate::cli::guest::{NamesArgs, RebootArgs, ResumeArgs, ShutdownArgs};
 use crate::ended::How;
 use crate::exit::Exit;
 use crate::names::GuestName;
@@ -135,34 +135,56 @@ pub(super) async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(
 ///
 /// # Errors
 /// Like [`pause`], or if a guest ignores its button, or does not shut down in time.
-pub(crate) fn shutdown(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
-    for_each(&args.names, |name| shut_down(state, name, args.timeout))
+pub(crate) fn shutdown(state: &StateDir, args: &ShutdownArgs) -> Result<Exit> {
+    if !args.all {
+        return for_each(&args.names, |name| press(state, name)?.await_end(state, args.timeout));
+    }
+    let names: Vec<_> = state.live_guests()?.iter().map(|it| it.name().clone()).collect();
+    let all: Vec<_> = names.iter().map(|name| press(state, name)).collect();
+    let (mut pressed, deadline) = (all.into_iter(), Instant::now() + args.timeout);
+    for_each(&names, |_| {
+        let pressed = pressed.next().context("one for each name")??;
+        pressed.await_end(state, deadline.saturating_duration_since(Instant::now()))
+    })
 }
 
-/// Shuts a guest down; returns how it ended.
-fn shut_down(state: &StateDir, name: &GuestName, timeout: Duration) -> Result<String> {
+/// A guest whose power button was pressed.
+struct Pressed {
+    guest: GuestDir,
+    process: Option<ProcessHandle>,
+}
+
+/// Presses a guest's power button.
+fn press(state: &StateDir, name: &GuestName) -> Result<Pressed> {
     let client = guest_client(state, name)?;
     let guest = state.guest(name);
     let process = ProcessHandle::of(&guest).ok();
-    let is_gone = block_on(async {
-        put(&client, "shutdown").await.with_context(|| format!("cannot shut {name} down"))?;
-        Ok(is_gone_within(&guest, process.as_ref(), timeout).await)
-    })?;
-    if !is_gone {
-        bail!(
-            "{name} runs on {} after its power button was pressed: it takes longer (see --timeout) or ignores the button; \
-             `lighter destroy {name}` ends it",
-            format_duration(timeout)
-        );
+    block_on(put(&client, "shutdown")).with_context(|| format!("cannot shut {name} down"))?;
+    Ok(Pressed { guest, process })
+}
+
+impl Pressed {
+    /// Waits until the guest is off; returns how it ended.
+    fn await_end(self, state: &StateDir, timeout: Duration) -> Result<String> {
+        let name = self.guest.name();
+        let is_gone =
+            async { Ok(is_gone_within(&self.guest, self.process.as_ref(), timeout).await) };
+        if !block_on(is_gone)? {
+            bail!(
+                "{name} runs on {} after its power button was pressed: it takes longer (see --timeout) or ignores the button; \
+                 `lighter destroy {name}` ends it",
+                format_duration(timeout)
+            );
+        }
+        Ok(state.ended().read(name).map_or_else(|| "has ended".to_owned(), |ended| ended.reason))
     }
-    Ok(state.ended().read(name).map_or_else(|| "has ended".to_owned(), |ended| ended.reason))
 }
 
 /// Presses the power button of each guest, and waits until it has shut down and boots again.
 ///
 /// # Errors
 /// Like [`shutdown`], or if a guest ended and did not boot again.
-pub(crate) fn reboot(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
+pub(crate) fn reboot(state: &StateDir, args: &RebootArgs) -> Result<Exit> {
     for_each(&args.names, |name| {
         boot_again(state, name, args.timeout).map(|()| "is rebooted".to_owned())
     })

@@ -37,7 +37,7 @@ pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T>>) -> Result<T> {
 /// The last failure; those before it are printed.
 pub(crate) fn for_each(
     names: &[GuestName],
-    verb: impl Fn(&GuestName) -> Result<String>,
+    mut verb: impl FnMut(&GuestName) -> Result<String>,
 ) -> Result<Exit> {
     let mut failure: Option<anyhow::Error> = None;
     for name in names {

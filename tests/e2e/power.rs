@@ -33,7 +33,9 @@ fn a_guest_that_ignores_its_power_button_is_reported_at_once() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let words = ["web-1 does not listen to its power button", "`lighter destroy web-1` ends it"];
-    pair.a.run(&["shutdown", "web-1"]).complains(Exit::Failed, &words);
+    for whom in ["web-1", "--all"] {
+        pair.a.run(&["shutdown", whom]).complains(Exit::Failed, &words);
+    }
     pair.a.run(&["reboot", "web-1", "--timeout", "1h"]).complains(Exit::Failed, &words);
     await_life(&guest);
 }
@@ -47,13 +49,14 @@ fn linux_shuts_down_at_its_power_button_on_the_host_that_it_has_moved_to() {
     Migration::run(&pair.a, "linux", &pair.b).ok();
     CheckConsole::of(&pair.b, "linux", image.pages()).line();
 
-    let done = pair.b.run(&["shutdown", "linux", "--timeout", "5m"]).ok();
+    let done = pair.b.run(&["shutdown", "--all", "--timeout", "5m"]).ok();
     assert_eq!(done.stdout, "linux powered off\n", "{done:?}");
     guest_is_gone(&pair.hosts(), "linux");
     let shown = pair.b.run(&["show", "linux", "--json"]).ok().json();
     assert_eq!(shown["how"], "powered-off", "{shown:#}");
     let shown = pair.a.run(&["show", "linux", "--json"]).ok().json();
     assert_eq!(shown["how"], "moved", "{shown:#}");
+    assert_eq!(pair.a.run(&["shutdown", "--all"]).ok().stdout, "", "no guest runs here");
 }
 
 #[test]

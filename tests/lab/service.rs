@@ -1,11 +1,12 @@
 //! The node as a systemd service, with the unit of the package.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::disks::push_kernel;
-use crate::fixtures::{Host, Lab, holds, until};
+use crate::fixtures::{Host, Lab, StockGuest, holds, until};
 
 const GUEST: &str = "name = \"web\"\nmemory = \"64M\"\nkernel = \"/var/lib/disks/sleeper\"\n[[disk]]\npath = \"/var/lib/disks/web.raw\"\n";
 
@@ -92,4 +93,45 @@ fn density_history_survives_a_power_cut() {
         let lost: Vec<_> = before.iter().filter(lost).collect();
         assert!(lost.is_empty(), "lost: {lost:?} of {before:?}; there are {after:?}");
     }
+}
+
+/// Has guests shut down with the host, for as long as that takes here.
+fn bring_guests_unit(host: Host<'_>) {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/lighter-guests.service");
+    let folder = "/etc/systemd/system";
+    host.push(&[&unit], folder);
+    let changes = "s,/usr/bin/lighter,/usr/local/bin/lighter,; s/ 90s/ 1h/; s/Sec=110/Sec=1h/";
+    host.sh(&format!(
+        "sed -i '{changes}' {folder}/lighter-guests.service && systemctl daemon-reload \
+         && systemctl enable --now --quiet lighter-guests && sync"
+    ))
+    .ok();
+}
+
+#[test]
+fn a_host_that_reboots_lets_its_guests_shut_down_first() {
+    let lab = Lab::of(1);
+    let host = lab.host(1);
+    host.start_node();
+    bring_guests_unit(host);
+    let guest = StockGuest::boot(&lab, host, 1, "");
+    guest.sh(host, "echo kept > /root/note").ok();
+    // Guests run on when only the unit stops, as in an upgrade.
+    host.sh("systemctl restart lighter-guests").ok();
+    assert_eq!(host.state_of("debian").as_deref(), Some("running"));
+
+    let boot_id = || host.sh("cat /proc/sys/kernel/random/boot_id");
+    let before = boot_id().ok();
+    host.sh("systemctl reboot");
+    until("the host has rebooted", || {
+        let now = boot_id();
+        holds(now.code == Some(0) && now.stdout != before, now)
+    });
+    host.await_node();
+
+    let shown = host.lighter("show debian --json").json();
+    assert_eq!(shown["how"], "powered-off", "{shown:#}");
+    host.sh("e2fsck -f -n /dev/vdb").ok();
+    let note = "debugfs -R 'cat /root/note' /dev/vdb";
+    assert_eq!(host.sh(note).stdout, "kept\n");
 }
