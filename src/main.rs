@@ -83,7 +83,7 @@ fn complain(cli: &Cli, error: &anyhow::Error) {
 
 /// Hands the command line to the verb it names.
 fn dispatch(cli: &Cli) -> Result<Exit> {
-    let state = StateDir::resolve(cli.state_dir.as_deref())?.with_access(access(cli)?);
+    let state = StateDir::resolve(cli.state_dir.as_deref(), access(cli)?)?;
     match &cli.verb {
         Verb::Demo(args) => demo::run(args),
         Verb::Run(args) => guest::run(&state, args),

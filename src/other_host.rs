@@ -94,14 +94,15 @@ impl OtherHost {
         Ok(Self::ask_by(state, guest, &records, occasion).await)
     }
 
-    /// Asks the other host of the first of `records`, which are those of `guest`, the newest first.
+    /// Asks the other host of the first of `records`, which are those of `guest`, the newest first,
+    /// without migrations that never found their destination: those took the guest nowhere.
     pub(crate) async fn ask_by(
         state: &StateDir,
         guest: &GuestName,
         records: &[Record],
         occasion: Occasion,
     ) -> Option<Self> {
-        let last = records.first()?;
+        let last = records.iter().find(|record| has_found_host(&record.side))?;
         let patience = if occasion == Occasion::Start { START_PATIENCE } else { PATIENCE };
         let inquiry = Inquiry::about(state, last, records, patience);
         let host = match &last.side {
@@ -405,6 +406,14 @@ fn node_of(side: &Side) -> Option<Peer> {
     }
 }
 
+/// Whether the migration has found its other host.
+fn has_found_host(side: &Side) -> bool {
+    match side {
+        Side::Source { node_address, .. } => !node_address.ip().is_unspecified(),
+        Side::Destination { .. } => true,
+    }
+}
+
 /// Whether [`node_of`] returns the node that took part in the migration, rather than one on the
 /// default port.
 fn knows_node(side: &Side) -> bool {
@@ -569,5 +578,14 @@ mod tests {
             assert_eq!(node_of(&side), Some(Peer { address, name }));
             assert_eq!(knows_node(&side), said.is_some());
         }
+    }
+
+    #[test]
+    fn a_migration_that_found_no_host_took_the_guest_nowhere() {
+        let mut side = source_record(SourceState::Aborted, 1).side;
+        assert!(has_found_host(&side));
+        let Side::Source { node_address, .. } = &mut side else { panic!("{side:?}") };
+        *node_address = ([0, 0, 0, 0], 4950).into();
+        assert!(!has_found_host(&side));
     }
 }

@@ -22,7 +22,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -92,30 +92,29 @@ impl StateDir {
         self.access
     }
 
-    /// Returns the same folder with another access to its guests.
-    pub(crate) fn with_access(self, access: Access) -> Self {
-        Self { access, ..self }
-    }
-
     /// Returns the folder that `--state-dir` or `LIGHTER_STATE_DIR` names, or this user's default.
+    /// A user who has none, and only reads, looks into root's.
     ///
     /// # Errors
     /// If neither is set and there is no home folder.
-    pub(crate) fn resolve(named: Option<&Path>) -> Result<Self> {
-        if let Some(root) = named {
-            return Self::new(root);
-        }
-        if nix::unistd::geteuid().is_root() {
-            return Self::new(Path::new("/var/lib/lighter"));
-        }
+    pub(crate) fn resolve(named: Option<&Path>, access: Access) -> Result<Self> {
+        let of_root = Path::new("/var/lib/lighter");
+        let root = match (named, Self::own_root()) {
+            (Some(named), _) => named.to_owned(),
+            _ if nix::unistd::geteuid().is_root() => of_root.to_owned(),
+            (None, Some(own)) if access == Access::Full || own.exists() => own,
+            (None, _) if access == Access::ReadOnly => of_root.to_owned(),
+            (None, _) => bail!("no home folder: name one with --state-dir"),
+        };
+        Ok(Self { access, ..Self::new(&root)? })
+    }
+
+    /// Returns the default of a user other than root, if this one has a home folder.
+    fn own_root() -> Option<PathBuf> {
         let base = std::env::var_os("XDG_STATE_HOME")
             .map(PathBuf::from)
             .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state")));
-        Self::new(
-            &base
-                .ok_or_else(|| anyhow!("no home folder: name one with --state-dir"))?
-                .join("lighter"),
-        )
+        Some(base?.join("lighter"))
     }
 
     /// Returns the folder's path.

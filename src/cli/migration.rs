@@ -226,6 +226,10 @@ pub(crate) struct MigrateArgs {
 
     #[command(flatten)]
     pub(crate) json: JsonFlag,
+
+    /// What every migration is: for those who know `virsh migrate --live`.
+    #[arg(long = "live", hide = true)]
+    _live: bool,
 }
 
 impl MigrateArgs {

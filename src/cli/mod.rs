@@ -47,11 +47,12 @@ Try `lighter demo` first: it needs no set-up.";
 
 /// Moves running KVM guests between hosts.
 #[derive(Debug, Parser)]
-#[command(name = "lighter", version, about, after_help = AFTER_HELP, propagate_version = true, max_term_width = 100)]
+#[command(name = "lighter", version, about, after_help = AFTER_HELP, arg_required_else_help = true, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
     /// Folder of this host's certificates, live guests and records of migrations.
     ///
-    /// Default: /var/lib/lighter for root, else $XDG_STATE_HOME/lighter or ~/.local/state/lighter.
+    /// Default: /var/lib/lighter for root, else $XDG_STATE_HOME/lighter or ~/.local/state/lighter;
+    /// with --readonly /var/lib/lighter as well if that does not exist.
     #[arg(
         long,
         global = true,
@@ -213,9 +214,9 @@ pub(crate) enum Verb {
     /// Resume a paused guest.
     Resume(guest::ResumeArgs),
     /// Ask a guest to shut down, as its power button does, and wait until it has.
-    Shutdown(guest::ButtonArgs),
+    Shutdown(guest::ShutdownArgs),
     /// Ask a guest to shut down, and boot it again when it has.
-    Reboot(guest::ButtonArgs),
+    Reboot(guest::RebootArgs),
     /// Reset a guest at once, like the button on a machine: it boots again.
     Reset(guest::NamesArgs),
     /// End a guest at once, like pulling its plug.

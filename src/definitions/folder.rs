@@ -117,9 +117,9 @@ impl Definitions {
         // A link that leads nowhere is listed, and is reported as a damaged file.
         let is_there = match path.symlink_metadata() {
             Err(error) if error.kind() == ErrorKind::NotFound => false,
-            found => found
-                .map(|_| true)
-                .with_context(|| format!("cannot search for {}", path.display()))?,
+            found => found.map(|_| true).with_context(|| {
+                format!("cannot tell whether {name} is defined: {}", path.display())
+            })?,
         };
         Ok(is_there.then(|| Definition {
             name: name.clone(),

@@ -1,7 +1,7 @@
 //! An incoming guest: builds its machine once the source has described it, and gives the guest to
 //! this process once it runs.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -412,7 +412,21 @@ fn refused(error: Error) -> Refusal {
         Error::Shape(_) => RefusalKind::Cpu,
         _ => RefusalKind::Other,
     };
-    Refusal::new(kind, error.to_string())
+    Refusal::new(kind, format!("{error}{}", way_out(&error)))
+}
+
+/// What the user can do about a disk that should be shared and is not here.
+fn way_out(error: &Error) -> &'static str {
+    match error {
+        Error::Device(DeviceError::Disk { cause, .. }) if cause.kind() == ErrorKind::NotFound => {
+            "; have the same disk there, under the same path, or copy it with the guest \
+             (--copy-disks)"
+        }
+        Error::Device(DeviceError::DiskDeparted { .. }) => {
+            "; a guest that comes back brings its disk along with --copy-disks --replace-disks"
+        }
+        _ => "",
+    }
 }
 
 /// Reads the secrets that the node writes to stdin, where no other process can see them.

@@ -187,7 +187,9 @@ impl ProcessControl {
             RunState::Paused => "was paused before it had let go of it".to_owned(),
             RunState::Stopped => "has ended".to_owned(),
         };
-        let text = format!("{name} still has the {device}: it {why}; the request is taken back");
+        let text = format!(
+            "{name} still has the {device}: it {why}; the request is taken back, but a guest that has begun to let go goes on"
+        );
         ApiError::new(Reason::WrongState, text)
     }
 }

@@ -184,7 +184,8 @@ fn warn_of_namesake(state: &StateDir, name: &GuestName) {
         Err(error) => format!("{error:#}"),
     };
     output::note(format_args!(
-        "warning: {why}. If this is that guest and it runs there, two copies destroy its disks"
+        "warning: {why}. If this is that guest and it runs there, two copies destroy its disks; give a \
+         new guest another --name"
     ));
 }
 

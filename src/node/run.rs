@@ -83,7 +83,8 @@ fn lock(path: &Path) -> Result<FileLock> {
     match lock {
         Some(lock) => Ok(lock),
         None => bail!(
-            "a node serves this state folder already ({} is locked): end it first, or choose another --state-dir",
+            "a node serves this state folder already ({} is locked): to give it other options, end it first, or write them to its file \
+             (/etc/lighter/node.toml of lighter-node.service) and restart it",
             path.display()
         ),
     }

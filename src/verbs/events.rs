@@ -20,7 +20,9 @@ use crate::table::printable;
 /// If the state folder cannot be read, or this user may not access the guests.
 pub(crate) fn run(state: &StateDir, args: &EventsArgs) -> Result<Exit> {
     if let Some(name) = args.name.as_ref().filter(|name| !state.guest(name).is_live()) {
-        output::note(format!("no guest {name} runs here: waiting for one"));
+        let last = state.ended().read(name);
+        let how = last.map(|ended| format!(" (the last one {})", ended.reason)).unwrap_or_default();
+        output::note(format!("no guest {name} runs here{how}: waiting for one"));
     }
     block_on(async {
         let mut interrupts = interrupts()?;

@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io::pipe;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 use support::checks::{guest_is_gone, nothing_left_behind};
 use support::kernel::kernel;
 use support::{
-    Exit, Guest, GuestPlan, Host, NodePlan, Pair, Running, as_stranger, lighter, run, wait,
+    Exit, Guest, GuestPlan, Host, NodePlan, Pair, Running, as_stranger, built_program, lighter,
+    run, wait,
 };
 
 use super::console::{PROGRAM, start_echo};
@@ -244,4 +246,18 @@ fn other_users_see_stats_and_versions_and_no_logs() {
     let words = ["cannot print the logs of web-1", "Permission denied"];
     stranger(&["logs", "web-1"]).complains(Exit::Failed, &words);
     stranger(&["--readonly", "logs", "web-1"]).complains(Exit::Failed, &["changes nothing"]);
+}
+
+#[test]
+fn who_has_no_folder_and_only_reads_looks_into_that_of_root() {
+    let stranger = |verb: &[&str]| {
+        let mut command = as_stranger(Command::new(built_program()).args(verb));
+        command.env("HOME", "/nonexistent").env_remove("XDG_STATE_HOME");
+        run(command)
+    };
+    let own = "/nonexistent/.local/state/lighter does not exist";
+    let done = stranger(&["ls"]).ok();
+    assert!(done.stderr.contains(own), "{done:#?}");
+    let done = stranger(&["--readonly", "ls"]);
+    assert!(!done.stderr.contains("/nonexistent"), "{done:#?}");
 }

@@ -84,6 +84,7 @@ pub(super) fn text(run: &Run, screen: Option<usize>) -> String {
         ("Begun by", summary.trigger.to_string()),
         ("Started", calendar_time(summary.started.cast_signed())),
         ("State", state_of(summary)),
+        ("Goal", run.plan.goal.to_string()),
         ("Expected", signed_size(summary.expected_bytes)),
         ("Verified", signed_size(summary.verified_bytes)),
     ];

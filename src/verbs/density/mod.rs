@@ -47,9 +47,10 @@ fn node(state: &StateDir) -> ApiClient {
 /// Returns the node's answer, or an error that says what to do.
 fn answered<T>(answer: Result<T, AskError>) -> Result<T> {
     match answer {
-        Err(error) if error.is_gone() => {
-            Err(error).context("no node serves this host: start one with `lighter node`")
-        }
+        Err(error) if error.is_gone() => Err(error).context(
+            "no node serves this host: start it (`systemctl start lighter-node`, or \
+                 `lighter node`)",
+        ),
         Err(error) if error.is_forbidden() => Err(error).context(
             "permission denied: run as the node's user (root); `lighter --readonly` with \
                  density status, history and next works for all users",
