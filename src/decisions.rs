@@ -34,6 +34,19 @@ pub(crate) fn text(decided: &Decided) -> String {
             time(*downtime_limit_seconds),
             time(*fixed_seconds)
         ),
+        Decided::LimitRaised {
+            expected_downtime_seconds,
+            fixed_seconds,
+            downtime_limit_seconds,
+            downtime_max_seconds,
+        } => format!(
+            "the downtime limit is raised to {} ({} at most): {} are expected, {} even without dirty \
+             memory",
+            time(*downtime_limit_seconds),
+            time(*downtime_max_seconds),
+            time(*expected_downtime_seconds),
+            time(*fixed_seconds)
+        ),
         Decided::Throttled { percent, vcpus } => {
             format!("{} throttled by up to {percent} %", format_vcpus(*vcpus))
         }
@@ -54,12 +67,14 @@ pub(crate) fn text(decided: &Decided) -> String {
         ),
         Decided::LimitsChanged {
             downtime_limit_seconds,
+            downtime_max_seconds,
             time_limit_seconds,
             bandwidth_limit_bytes_per_second,
             on_stall,
         } => {
             let parts = [
                 downtime_limit_seconds.map(|limit| format!("downtime={}", time(limit))),
+                downtime_max_seconds.map(|limit| format!("downtime-max={}", time(limit))),
                 time_limit_seconds.map(|limit| format!("timeout={}", time(limit))),
                 bandwidth_limit_bytes_per_second.map(|limit| format!("bandwidth={}", bound(limit))),
                 on_stall.map(|on_stall| format!("on-stall={on_stall}")),
@@ -126,6 +141,16 @@ mod tests {
                 "the downtime limit of 10.0 ms is impossible, since pausing the guest takes 85.0 ms even without dirty \
                  memory; --on-stall wait",
             ),
+            (
+                Decided::LimitRaised {
+                    expected_downtime_seconds: 2.1,
+                    fixed_seconds: 0.04,
+                    downtime_limit_seconds: 0.6,
+                    downtime_max_seconds: 2.0,
+                },
+                "the downtime limit is raised to 600.0 ms (2.00 s at most): 2.10 s are expected, 40.0 ms even without dirty \
+                 memory",
+            ),
             (Decided::Throttled { percent: 75, vcpus: 1 }, "1 vCPU throttled by up to 75 %"),
             (
                 Decided::Unthrottled { cause: Cause::Idle },
@@ -146,11 +171,12 @@ mod tests {
             (
                 Decided::LimitsChanged {
                     downtime_limit_seconds: Some(20.0),
+                    downtime_max_seconds: Some(30.0),
                     time_limit_seconds: None,
                     bandwidth_limit_bytes_per_second: Some(0),
                     on_stall: Some(OnStall::Force),
                 },
-                "new limits: downtime=20.00 s, bandwidth=none, on-stall=force",
+                "new limits: downtime=20.00 s, downtime-max=30.00 s, bandwidth=none, on-stall=force",
             ),
         ] {
             assert_eq!(text(&decided), said);

@@ -45,6 +45,18 @@ pub enum Decided {
         /// What is to be done about it.
         on_stall: OnStall,
     },
+    /// The downtime limit is raised, since the migration stalls, or since pausing the guest takes
+    /// longer even without dirty memory.
+    LimitRaised {
+        /// Expected downtime if the guest were paused now.
+        expected_downtime_seconds: f64,
+        /// The part of it that does not depend on memory.
+        fixed_seconds: f64,
+        /// The downtime limit from now on.
+        downtime_limit_seconds: f64,
+        /// Most to which it is raised.
+        downtime_max_seconds: f64,
+    },
     /// The guest is slowed down, or more than before.
     Throttled {
         /// The largest share of the time that one of its vCPUs rests. In a list: the last that is
@@ -84,6 +96,9 @@ pub enum Decided {
         /// The downtime limit.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         downtime_limit_seconds: Option<f64>,
+        /// Most to which the downtime limit is raised.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        downtime_max_seconds: Option<f64>,
         /// The time limit, counted from the start of the migration.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         time_limit_seconds: Option<f64>,
@@ -121,6 +136,8 @@ pub enum DecisionKind {
     Stalled,
     /// [`Decided::Impossible`].
     Impossible,
+    /// [`Decided::LimitRaised`].
+    LimitRaised,
     /// [`Decided::Throttled`].
     Throttled,
     /// [`Decided::Unthrottled`].
@@ -140,9 +157,10 @@ pub enum DecisionKind {
 
 impl DecisionKind {
     /// All kinds of this release, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Stalled,
         Self::Impossible,
+        Self::LimitRaised,
         Self::Throttled,
         Self::Unthrottled,
         Self::Forced,
@@ -156,6 +174,7 @@ impl DecisionKind {
         match self {
             Self::Stalled => "stalled",
             Self::Impossible => "impossible",
+            Self::LimitRaised => "limit_raised",
             Self::Throttled => "throttled",
             Self::Unthrottled => "unthrottled",
             Self::Forced => "forced",
@@ -173,6 +192,7 @@ impl Decided {
         match self {
             Self::Stalled { .. } => DecisionKind::Stalled,
             Self::Impossible { .. } => DecisionKind::Impossible,
+            Self::LimitRaised { .. } => DecisionKind::LimitRaised,
             Self::Throttled { .. } => DecisionKind::Throttled,
             Self::Unthrottled { .. } => DecisionKind::Unthrottled,
             Self::Forced { .. } => DecisionKind::Forced,
@@ -189,6 +209,7 @@ impl From<&LimitsChange> for Decided {
         let seconds = |limit: Option<Duration>| limit.map(|limit| limit.as_secs_f64());
         Self::LimitsChanged {
             downtime_limit_seconds: seconds(change.downtime),
+            downtime_max_seconds: seconds(change.downtime_max),
             time_limit_seconds: seconds(change.total),
             bandwidth_limit_bytes_per_second: change.bandwidth,
             on_stall: change.on_stall,
@@ -311,6 +332,12 @@ mod tests {
                 on_stall,
             },
             Decided::Impossible { fixed_seconds: 1.0, downtime_limit_seconds: 0.5, on_stall },
+            Decided::LimitRaised {
+                expected_downtime_seconds: 0.9,
+                fixed_seconds: 0.1,
+                downtime_limit_seconds: 0.6,
+                downtime_max_seconds: 2.0,
+            },
             throttled(20),
             Decided::Unthrottled { cause: Cause::Idle },
             Decided::Forced { expected_downtime_seconds: 1.0, downtime_limit_seconds: 0.5 },

@@ -72,7 +72,9 @@ pub enum Failure {
         why: PeerText,
     },
     /// Rounds do not bring the downtime within its limit, and the migration is not to wait.
-    #[error("it has stalled{why}; allow more with --downtime, or choose another --on-stall")]
+    #[error(
+        "it has stalled{why}; allow more with --downtime or --downtime-max, or choose another --on-stall"
+    )]
     Stalled {
         /// Why: the guest dirties memory too fast, or its pause takes too long even without dirty
         /// memory.
@@ -80,8 +82,8 @@ pub enum Failure {
     },
     /// The guest was paused for too long before the decision to hand it over.
     #[error(
-        "the hand-over took longer than {} s (the bound for --downtime {}s): {why}; try again, or allow \
-         more with --downtime",
+        "the hand-over took longer than {} s (the bound for a downtime limit of {} s): {why}; try again, \
+         or allow more with --downtime",
         allowed.as_secs_f64(),
         limit.as_secs_f64()
     )]
@@ -307,6 +309,12 @@ pub enum ChangeRefused {
     /// The guest is handed over, and its memory follows it.
     #[error("too late for other limits: the guest is handed over, only the bandwidth can change")]
     OnlyBandwidth,
+    /// The most to which the downtime limit may be raised is below it.
+    #[error("downtime-max must be at least the downtime limit, {} s", limit.as_secs_f64())]
+    BelowLimit {
+        /// The downtime limit that the operator has set, or sets as well.
+        limit: Duration,
+    },
     /// The migration is over.
     #[error("nothing to change: the migration is over")]
     Over,

@@ -11,6 +11,9 @@ pub struct Limits {
     /// The source pauses the guest for the last round only if the expected downtime is within this.
     /// [`Limits::standstill`] bounds the actual pause.
     pub downtime: Duration,
+    /// Most to which the source raises the downtime limit, step by step, if it is not met; none, or
+    /// less than the limit: it is not raised.
+    pub downtime_max: Option<Duration>,
     /// Time after which a migration that has not committed is aborted; none: no limit.
     pub total: Option<Duration>,
     /// Longest wait for the answer to a greeting or to the description of the guest.
@@ -29,8 +32,10 @@ pub struct Limits {
 pub struct LimitsChange {
     /// Most bytes per second; 0 for no limit. The shell applies it.
     pub bandwidth: Option<u64>,
-    /// The downtime limit.
+    /// The downtime limit, from which it is raised again.
     pub downtime: Option<Duration>,
+    /// Most to which it is raised.
+    pub downtime_max: Option<Duration>,
     /// The time limit, counted from the start of the migration.
     pub total: Option<Duration>,
     /// What to do about a stall.
@@ -48,6 +53,11 @@ impl LimitsChange {
 const STANDSTILL_SLACK: Duration = Duration::from_secs(1);
 
 impl Limits {
+    /// Returns the downtime limit as far as it may be raised.
+    pub fn downtime_ceiling(&self) -> Duration {
+        self.downtime_max.map_or(self.downtime, |max| max.max(self.downtime))
+    }
+
     /// Returns the longest pause of a running guest before the decision to hand it over, or, if the
     /// commit is early, before the guest is wanted back: twice the downtime limit plus a second. It
     /// is at most [`Limits::switchover`], or the downtime limit plus a second if that is longer.
@@ -63,17 +73,19 @@ impl Limits {
     /// Applies a change.
     pub(crate) fn change(&mut self, change: &LimitsChange) {
         self.downtime = change.downtime.unwrap_or(self.downtime);
+        self.downtime_max = change.downtime_max.or(self.downtime_max);
         self.total = change.total.or(self.total);
         self.on_stall = change.on_stall.unwrap_or(self.on_stall);
     }
 }
 
 impl Default for Limits {
-    /// 300 ms of downtime, an hour in all, 60 s for an answer, 30 s for a switchover; a guest that
-    /// writes too fast is throttled.
+    /// 300 ms of downtime and never more, an hour in all, 60 s for an answer, 30 s for a
+    /// switchover; a guest that writes too fast is throttled.
     fn default() -> Self {
         Self {
             downtime: Duration::from_millis(300),
+            downtime_max: None,
             total: Some(Duration::from_secs(3600)),
             answer: Duration::from_secs(60),
             switchover: Duration::from_secs(30),
@@ -99,5 +111,14 @@ mod tests {
         assert_eq!(allowed(60_000), 61_000, "no less than what its user allows");
         let endless = Limits { downtime: Duration::MAX, ..Limits::default() };
         assert_eq!(endless.standstill(), Duration::MAX);
+    }
+
+    #[test]
+    fn the_downtime_limit_is_never_below_what_it_is_set_to() {
+        let ceiling =
+            |downtime_max| Limits { downtime_max, ..Limits::default() }.downtime_ceiling();
+        let ms = Duration::from_millis;
+        assert_eq!([None, Some(ms(100)), Some(ms(300))].map(ceiling), [ms(300); 3]);
+        assert_eq!(ceiling(Some(ms(2000))), ms(2000));
     }
 }

@@ -34,6 +34,12 @@ pub(crate) struct MigrationRequest {
     #[serde(default = "default_downtime_ms")]
     #[schemars(range(min = 1))]
     pub(crate) downtime_ms_max: u64,
+    /// Most to which the limit for the downtime is raised, step by step, if the migration stalls,
+    /// in milliseconds; when absent, it is not raised. Processes of earlier versions do not know
+    /// this field, and refuse it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub(crate) raised_downtime_ms_max: Option<u64>,
     /// Limit for the bandwidth, in bytes per second.
     #[serde(default)]
     #[schemars(range(min = 1))]
@@ -95,6 +101,7 @@ impl MigrationRequest {
             identity,
             tls_name: None,
             downtime_ms_max: default_downtime_ms(),
+            raised_downtime_ms_max: None,
             bandwidth_bytes_per_s_max: None,
             on_stall: None,
             timeout_ms: default_timeout_ms(),
@@ -124,6 +131,11 @@ pub(crate) struct LimitsRequest {
     /// Limit for the downtime, in milliseconds.
     #[schemars(range(min = 1))]
     pub(crate) downtime_ms_max: Option<u64>,
+    /// Most to which the limit for the downtime is raised, in milliseconds. Processes of earlier
+    /// versions do not know this field, and refuse it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub(crate) raised_downtime_ms_max: Option<u64>,
     /// Limit for the bandwidth, in bytes per second; 0 for none.
     pub(crate) bandwidth_bytes_per_s_max: Option<u64>,
     /// Timeout, in milliseconds from the start of the migration.

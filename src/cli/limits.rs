@@ -73,6 +73,8 @@ pub(super) fn time_limit(text: &str) -> Result<Duration> {
 pub(crate) enum Setting {
     /// Longest planned pause.
     Downtime(Duration),
+    /// Most to which that is raised.
+    DowntimeMax(Duration),
     /// Time limit of the whole migration.
     Timeout(Duration),
     /// Most bytes per second; `None` for no limit.
@@ -89,6 +91,7 @@ impl Setting {
         };
         Ok(match key.trim() {
             "downtime" => Self::Downtime(time_limit(value)?),
+            "downtime-max" => Self::DowntimeMax(time_limit(value)?),
             "timeout" => Self::Timeout(time_limit(value)?),
             "bandwidth" if value == "none" => Self::Bandwidth(None),
             "bandwidth" => Self::Bandwidth(Some(parse_rate(value)?)),
@@ -98,7 +101,9 @@ impl Setting {
                     bail!("`{value}` is not one of {}", OnStall::ALL.map(OnStall::name).join(", "))
                 }
             },
-            key => bail!("`{key}` cannot be set: downtime, timeout, bandwidth and on-stall can"),
+            key => bail!(
+                "`{key}` cannot be set: downtime, downtime-max, timeout, bandwidth and on-stall can"
+            ),
         })
     }
 }
@@ -112,6 +117,7 @@ mod tests {
         let second = Duration::from_secs(1);
         for (text, setting) in [
             ("downtime=1s", Setting::Downtime(second)),
+            ("downtime-max=1s", Setting::DowntimeMax(second)),
             ("timeout=2m", Setting::Timeout(120 * second)),
             ("bandwidth=1Gbit/s", Setting::Bandwidth(Some(125_000_000))),
             ("bandwidth=none", Setting::Bandwidth(None)),
@@ -122,6 +128,7 @@ mod tests {
         for (text, word) in [
             ("downtime", "KEY=VALUE"),
             ("downtime=0s", "too short"),
+            ("downtime-max=none", "time with a unit"),
             ("on-stall=pray", "throttle, force, postcopy, cancel, wait"),
             ("compress=off", "cannot be set"),
             ("bandwidth=fast", "number"),

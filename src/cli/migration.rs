@@ -15,12 +15,13 @@ use super::host_device::HostDeviceArg;
 use super::limits::{Preset, Setting, on_stall, time_limit};
 use crate::address::Destination;
 use crate::names::GuestName;
-use crate::units::parse_rate;
+use crate::units::{format_duration, parse_rate};
 
 const MIGRATE_EXAMPLES: &str = "\
 Examples:
   lighter migrate web-1 host-b
   lighter migrate web-1 host-b:4950 --downtime 50ms --bandwidth 1GB/s
+  lighter migrate web-1 host-b --downtime 300ms --downtime-max 2s
   lighter migrate web-1 192.0.2.7 --tls-name host-b --json
   lighter migrate db host-b --copy-disks
   lighter migrate db host-b --copy-disks --disk-path /srv/a/db.raw=/srv/b/db.raw
@@ -35,8 +36,9 @@ Examples:
   lighter migrate web-1 --resolve run
 
 A migration stalls when the guest writes faster than its memory is sent.
---on-stall says what to do then; --set changes that, and other limits, on the
-way.
+With --downtime-max, it may then pause for longer, step by step; if that does
+not suffice, --on-stall says what to do. --set changes these and other limits on
+the way.
 
 Ctrl-C cancels the migration, and the guest keeps running here; a second Ctrl-C
 does not wait for that (exit code 5). The guest's own process migrates it: if
@@ -52,9 +54,10 @@ With --json the report is printed at the end, or the estimate; until then,
 progress is shown on stderr if that is a terminal.";
 
 /// The options of a migration that begins; they change nothing about one that is under way.
-const STARTING: [&str; 14] = [
+const STARTING: [&str; 15] = [
     "preset",
     "downtime",
+    "downtime_max",
     "on_stall",
     "bandwidth",
     "timeout",
@@ -95,6 +98,12 @@ pub(crate) struct MigrateArgs {
     /// as the preset says].
     #[arg(long, value_parser = time_limit, value_name = "TIME")]
     pub(crate) downtime: Option<Duration>,
+
+    /// Raise --downtime up to this, doubled step by step, when the migration stalls or the guest
+    /// cannot be paused for so short a time; --on-stall comes after that [default: --downtime is
+    /// not raised].
+    #[arg(long, value_parser = time_limit, value_name = "TIME")]
+    pub(crate) downtime_max: Option<Duration>,
 
     /// What to do when rounds no longer lower the expected pause, and it is still too long
     /// [default: as the preset says].
@@ -184,9 +193,9 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_name: Option<String>,
 
-    /// Change the migration that is under way: downtime=TIME, timeout=TIME, on-stall=HOW,
-    /// bandwidth=RATE or bandwidth=none; only the bandwidth once the guest is handed over before
-    /// its memory.
+    /// Change the migration that is under way: downtime=TIME, downtime-max=TIME, timeout=TIME,
+    /// on-stall=HOW, bandwidth=RATE or bandwidth=none; only the bandwidth once the guest is handed
+    /// over before its memory.
     #[arg(
         long,
         value_parser = Setting::parse,
@@ -233,6 +242,22 @@ pub(crate) struct MigrateArgs {
 }
 
 impl MigrateArgs {
+    /// Returns the downtime limit, and the most to which it is raised.
+    ///
+    /// # Errors
+    /// If it would be raised to less than it is.
+    pub(crate) fn downtime(&self) -> Result<(Duration, Option<Duration>)> {
+        let limit = self.downtime.unwrap_or_else(|| self.preset.downtime());
+        match self.downtime_max {
+            Some(max) if max < limit => bail!(
+                "--downtime-max {} is below the downtime limit of {}: give more, or less with --downtime",
+                format_duration(max),
+                format_duration(limit)
+            ),
+            max => Ok((limit, max)),
+        }
+    }
+
     /// Whether any disk is copied.
     pub(crate) fn copies_disks(&self) -> bool {
         self.copy_disks || !self.copy_disk.is_empty()
@@ -315,6 +340,22 @@ mod tests {
     fn parse(more: &[&str]) -> Result<MigrateArgs, clap::Error> {
         let line = [&["migrate", "db", "host-b"][..], more].concat();
         Line::try_parse_from(line).map(|line| line.args)
+    }
+
+    #[test]
+    fn a_downtime_limit_is_raised_to_no_less_than_it_is() {
+        let ms = Duration::from_millis;
+        let limits = |more: &[&str]| parse(more).unwrap().downtime().map_err(|it| it.to_string());
+        assert_eq!(limits(&[]), Ok((ms(300), None)));
+        let both = ["--downtime", "50ms", "--downtime-max", "2s"];
+        assert_eq!(limits(&both), Ok((ms(50), Some(ms(2000)))));
+        assert_eq!(limits(&["--downtime-max", "300ms"]), Ok((ms(300), Some(ms(300)))));
+        for low in
+            [&["--downtime-max", "299ms"][..], &["--preset", "now", "--downtime-max", "999ms"]]
+        {
+            let error = limits(low).unwrap_err();
+            assert!(error.contains("--downtime-max") && error.contains("below"), "{error}");
+        }
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub(super) struct Terms {
     compression: Compression,
     bandwidth: Option<u64>,
     downtime_ms_max: u64,
+    raised_downtime_ms_max: Option<u64>,
     on_stall: Option<OnStall>,
     copy_disks: Option<CopyDisks>,
 }
@@ -55,6 +56,7 @@ impl Terms {
             compression: request.compression,
             bandwidth: request.bandwidth_bytes_per_s_max,
             downtime_ms_max: request.downtime_ms_max,
+            raised_downtime_ms_max: request.raised_downtime_ms_max,
             on_stall: request.on_stall,
             copy_disks: request.copy_disks.clone(),
         }
@@ -139,6 +141,7 @@ mod tests {
             compression: Compression::Auto,
             bandwidth: None,
             downtime_ms_max: 300,
+            raised_downtime_ms_max: None,
             on_stall: None,
             copy_disks: None,
         };

@@ -324,6 +324,11 @@ pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiEr
     if request.timeout_ms == 0 || request.downtime_ms_max == 0 {
         return bad("a migration needs some time: give a downtime and a time-out above zero");
     }
+    if request.raised_downtime_ms_max.is_some_and(|max| max < request.downtime_ms_max) {
+        return bad(
+            "the downtime limit is not raised to less than it is: give --downtime-max at least --downtime",
+        );
+    }
     if request.bandwidth_bytes_per_s_max == Some(0) {
         return bad("a migration needs some bandwidth: omit the limit for none");
     }
@@ -347,6 +352,7 @@ pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiEr
         server_name: request.tls_name.clone(),
         limits: Limits {
             downtime: Duration::from_millis(request.downtime_ms_max),
+            downtime_max: request.raised_downtime_ms_max.map(Duration::from_millis),
             total: Some(Duration::from_millis(request.timeout_ms)),
             on_stall: request.on_stall.unwrap_or_default(),
             ..Limits::default()
@@ -397,10 +403,12 @@ mod tests {
     fn a_request_becomes_a_session_with_its_limits() {
         let mut request = request_to("host-b:77");
         request.downtime_ms_max = 50;
+        request.raised_downtime_ms_max = Some(400);
         request.connections = Some(4);
         let session = session(&request).unwrap();
         assert_eq!((session.host.as_str(), session.port), ("host-b", 77));
         assert_eq!(session.limits.downtime, Duration::from_millis(50));
+        assert_eq!(session.limits.downtime_max, Some(Duration::from_millis(400)));
         assert_eq!(session.connections, Some(4));
     }
 
@@ -418,6 +426,7 @@ mod tests {
         for wrong in [
             request_to(""),
             MigrationRequest { timeout_ms: 0, ..request.clone() },
+            MigrationRequest { raised_downtime_ms_max: Some(299), ..request.clone() },
             MigrationRequest { bandwidth_bytes_per_s_max: Some(0), ..request.clone() },
             MigrationRequest { connections: Some(0), ..request.clone() },
             MigrationRequest { via: vec![link(1), link(2), link(1)], ..request.clone() },

@@ -196,6 +196,7 @@ fn not_changed(error: ChangeRefused) -> ApiError {
         ChangeRefused::Over => Reason::NotMigrating,
         ChangeRefused::NotHere => Reason::WrongState,
         ChangeRefused::Late | ChangeRefused::OnlyBandwidth => Reason::TooLate,
+        ChangeRefused::BelowLimit { .. } => Reason::BadRequest,
     };
     ApiError::new(reason, error.to_string())
 }

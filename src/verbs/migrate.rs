@@ -233,18 +233,24 @@ async fn begin(
     let older =
         MigrationRequest { addresses: Vec::new(), node_port: None, on_stall, ..request.clone() };
     let ask = async |request| client.post("/v1/guest/migration", &request).await;
-    ask_or_older(ask, request, older).await.map_err(explain_links)
+    ask_or_older(ask, request, older).await.map_err(explain_unknown)
 }
 
-/// Explains the refusal of a process that does not know links: it names only the field.
-fn explain_links(error: AskError) -> AskError {
-    match error {
-        AskError::Refused(refusal) if refusal.error.contains("unknown field `via`") => {
-            let text = "the guest's process is of an earlier version that does not know --via: migrate it without";
-            AskError::Refused(ApiError::new(refusal.reason, text))
-        }
-        error => error,
-    }
+/// Fields that a process of an earlier version may not know, and the options that they stand for.
+const NEWER_FIELDS: [(&str, &str); 2] =
+    [("via", "--via"), ("raised_downtime_ms_max", "--downtime-max")];
+
+/// Explains the refusal of a process that does not know an option: it names only the field.
+fn explain_unknown(error: AskError) -> AskError {
+    let AskError::Refused(refusal) = &error else { return error };
+    let is_unknown = |field: &str| refusal.error.contains(&format!("unknown field `{field}`"));
+    let Some((_, option)) = NEWER_FIELDS.into_iter().find(|(field, _)| is_unknown(field)) else {
+        return error;
+    };
+    let text = format!(
+        "the guest's process is of an earlier version that does not know {option}: omit it"
+    );
+    AskError::Refused(ApiError::new(refusal.reason, text))
 }
 
 /// Sends `request`, or `older` if the process refuses that: a process of an earlier version refuses
@@ -280,6 +286,7 @@ async fn request(
     args: &MigrateArgs,
     destination: &str,
 ) -> Result<MigrationRequest> {
+    let (downtime, downtime_max) = args.downtime()?;
     let identity = identity_of(state, &args.name)?;
     let to = Destination::parse(destination)?;
     let addresses = match &args.via[..] {
@@ -291,7 +298,8 @@ async fn request(
         addresses,
         identity,
         tls_name: args.tls_name.clone(),
-        downtime_ms_max: millis(args.downtime.unwrap_or_else(|| args.preset.downtime())),
+        downtime_ms_max: millis(downtime),
+        raised_downtime_ms_max: downtime_max.map(millis),
         on_stall: Some(args.on_stall.unwrap_or_else(|| args.preset.on_stall())),
         bandwidth_bytes_per_s_max: args.bandwidth,
         timeout_ms: millis(args.timeout),
@@ -313,7 +321,8 @@ fn change(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let request = new_limits(&args.set);
     let asked = block_on(async {
-        Ok(client.put_json::<StateAnswer>("/v1/guest/migration/limits", &request).await?)
+        let asked = client.put_json::<StateAnswer>("/v1/guest/migration/limits", &request).await;
+        Ok(asked.map_err(explain_unknown)?)
     });
     asked.with_context(|| format!("cannot change the migration of {}", args.name))?;
     output::print_line(format_args!("the migration of {} has its new limits", args.name))?;
@@ -355,6 +364,7 @@ fn new_limits(settings: &[Setting]) -> LimitsRequest {
     for setting in settings {
         match *setting {
             Setting::Downtime(limit) => request.downtime_ms_max = Some(millis(limit)),
+            Setting::DowntimeMax(limit) => request.raised_downtime_ms_max = Some(millis(limit)),
             Setting::Timeout(limit) => request.timeout_ms = Some(millis(limit)),
             Setting::Bandwidth(limit) => {
                 request.bandwidth_bytes_per_s_max = Some(limit.unwrap_or(0));

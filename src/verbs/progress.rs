@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use migrate::decisions::DecisionKind;
+use migrate::decisions::{Decided, DecisionKind};
 use migrate::progress::Transfer;
 use migrate::{OnStall, Phase, Progress};
 
@@ -139,12 +139,14 @@ fn needs_help(progress: &Progress) -> bool {
 
 /// Says what helps a migration whose rounds are in vain.
 fn help(progress: &Progress) -> Option<String> {
-    use DecisionKind::{Impossible, LimitsChanged, Stalled};
+    use DecisionKind::{Impossible, LimitRaised, LimitsChanged, Stalled};
     if !needs_help(progress) {
         return None;
     }
     let mut decided = progress.decisions.iter().rev().map(|decided| &decided.what);
-    let last = decided.find(|what| matches!(what.kind(), Impossible | LimitsChanged | Stalled));
+    let is_of_limits =
+        |what: &&Decided| matches!(what.kind(), Impossible | LimitRaised | LimitsChanged | Stalled);
+    let last = decided.find(is_of_limits);
     Some(match last.filter(|what| what.kind() == Impossible) {
         Some(impossible) => format!("{}{LONGER_PAUSE}", decisions::text(impossible)),
         None => NOT_CONVERGING.to_owned(),
@@ -274,7 +276,7 @@ pub(super) fn average_rate(transfer: &Transfer, seconds: f64) -> u64 {
 mod tests {
     use super::*;
     use migrate::MigrationId;
-    use migrate::decisions::{Decided, DecidedAt};
+    use migrate::decisions::DecidedAt;
     use migrate::progress::Role;
     use migrate::waits::PageWaits;
 
@@ -325,6 +327,7 @@ mod tests {
         assert!(!said.contains("on-stall=throttle"), "a throttle does not help: {said}");
         progress.decisions.push(decided(Decided::LimitsChanged {
             downtime_limit_seconds: Some(0.02),
+            downtime_max_seconds: None,
             time_limit_seconds: None,
             bandwidth_limit_bytes_per_second: None,
             on_stall: None,

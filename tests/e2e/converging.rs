@@ -115,6 +115,32 @@ fn a_hot_guest_arrives_throttled() {
 }
 
 #[test]
+fn a_hot_guest_arrives_once_its_downtime_limit_is_raised_far_enough() {
+    let pair = Pair::new();
+    let listener = listen(&pair.a);
+    let more = ["--on-stall", "cancel", "--downtime", "2s", "--downtime-max", "20s"];
+    let report = start_stalling(&pair, &more).finish().ok();
+    let decided = decided(listener, &report);
+    assert_eq!(decided[0]["decision"], "stalled", "{decided:#?}");
+    assert_eq!(decided[0]["downtime_limit_seconds"], 2.0, "{decided:#?}");
+    let (steps, mut limit) = (&decided[1..], 2.0);
+    for step in steps {
+        limit *= 2.0;
+        assert_eq!(step["decision"], "limit_raised", "{decided:#?}");
+        assert_eq!(step["downtime_limit_seconds"], limit, "{decided:#?}");
+        assert_eq!(step["downtime_max_seconds"], 20.0, "{decided:#?}");
+    }
+    let expected = report["expected_downtime_seconds"].as_f64();
+    assert!(expected > Some(limit / 2.0) && expected <= Some(limit), "{report:#}");
+    wait::until("the node counts the steps", || {
+        let labels = [("guest", "web-1"), ("decision", "limit_raised")];
+        let counted = value(&scrape(&pair.a), "lighter_migration_decisions_total", &labels);
+        wait::holds(counted == Some(steps.len() as f64), counted)
+    });
+    one_intact_copy(&pair.hosts(), "web-1", &pair.b);
+}
+
+#[test]
 fn a_hot_guest_arrives_by_force() {
     let pair = Pair::new();
     let more = ["--on-stall", "force", "--downtime", "100ms"];
@@ -175,14 +201,17 @@ fn a_migration_takes_new_limits_on_the_way() {
         .run(&["migrate", "web-1", "--set", "downtime=1s"])
         .complains(Exit::Failed, &["change them there"]);
     pair.a
-        .run(&["migrate", "web-1", "--set", "downtime=20s,bandwidth=none", "--set", "timeout=5m"])
-        .ok();
+        .run(&["migrate", "web-1", "--set", "downtime-max=50ms"])
+        .complains(Exit::Failed, &["at least the downtime limit, 0.1 s"]);
+    let longer = "downtime=20s,downtime-max=30s,bandwidth=none";
+    pair.a.run(&["migrate", "web-1", "--set", longer, "--set", "timeout=5m"]).ok();
     let report = migration.finish().ok();
     assert!(report["expected_downtime_seconds"].as_f64() <= Some(20.0), "{report:#}");
     let decided = decided(listener, &report);
     let changed = decided.iter().find(|event| event["decision"] == "limits_changed");
     let changed = changed.expect("a change");
     assert_eq!(changed["downtime_limit_seconds"], 20.0, "{changed:#}");
+    assert_eq!(changed["downtime_max_seconds"], 30.0, "{changed:#}");
     assert_eq!(changed["time_limit_seconds"], 300.0, "{changed:#}");
     assert_eq!(changed["bandwidth_limit_bytes_per_second"], 0, "{changed:#}");
     assert_eq!(changed.get("on_stall"), None, "{changed:#}");

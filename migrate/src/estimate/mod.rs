@@ -101,9 +101,10 @@ pub struct Path {
 pub struct Estimate {
     /// What was measured.
     pub measured: Measured,
-    /// The downtime limit.
+    /// The downtime limit, as far as it may be raised.
     pub downtime_limit_seconds: f64,
-    /// Whether rounds bring the downtime within its limit without anything being done to the guest.
+    /// Whether rounds bring the downtime within this limit without anything being done to the
+    /// guest.
     pub converges: bool,
     /// How the migration would go as it was asked for.
     pub forecast: Forecast,
@@ -162,7 +163,7 @@ pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64
         true => Vec::new(),
         false => others.filter(|on_stall| *on_stall != wanted).map(by).collect(),
     };
-    let downtime_limit_seconds = config.limits.downtime.as_secs_f64();
+    let downtime_limit_seconds = config.limits.downtime_ceiling().as_secs_f64();
     let converging_share =
         if converges { None } else { converging_share(measured.clone(), arrives) };
     Estimate {

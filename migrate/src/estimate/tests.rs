@@ -1,5 +1,7 @@
 //! Forecasts of guests and links whose migrations are known.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::*;
@@ -162,6 +164,18 @@ fn what_would_move_a_guest_that_writes_too_fast_is_said() {
     let by_throttle = by(slow(), OnStall::Throttle);
     assert_eq!(by_throttle.forecast, *throttled);
     assert_eq!(by_throttle.alternatives, [forced.clone(), postcopy.clone()]);
+}
+
+#[test]
+fn a_limit_that_is_raised_moves_a_guest_without_another_remedy() {
+    let mut config = config(OnStall::Throttle);
+    config.limits.downtime_max = Some(Duration::from_secs(5));
+    let raised = estimate(measured(25e6, busy), &config, None);
+    assert!(raised.converges && raised.alternatives.is_empty(), "{raised:?}");
+    assert_eq!(raised.forecast.throttle_percent, 0, "{raised:?}");
+    let downtime = raised.forecast.downtime_seconds.unwrap();
+    assert!(downtime > 1.0 && downtime <= raised.downtime_limit_seconds, "{raised:?}");
+    assert!((raised.downtime_limit_seconds - 5.0).abs() < 1e-9);
 }
 
 #[test]

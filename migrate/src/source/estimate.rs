@@ -12,7 +12,7 @@ use crate::memory::PAGE_BYTES;
 use crate::text::PeerText;
 
 /// Shortest wait before a fixed part above the limit is measured again: the five dry runs after
-/// which it counts as impossible span ten seconds.
+/// which a limit not far below it counts as impossible span ten seconds.
 const MEASURE_AGAIN_AFTER: Duration = Duration::from_millis(2500);
 /// Wait before the next dry run, as a multiple of the pause in the last one.
 const MEASURE_AGAIN_FACTOR: u32 = 50;
@@ -124,6 +124,11 @@ impl Estimate {
         self.expected.map(|expected| expected.total())
     }
 
+    /// Returns the part of the downtime that does not depend on memory.
+    pub(super) fn fixed(&self) -> Duration {
+        self.fixed
+    }
+
     /// Returns the wait before the fixed part is measured again.
     pub(super) fn rest(&self) -> Duration {
         self.rest
@@ -148,7 +153,7 @@ impl Estimate {
         Some(match self.verdict {
             Verdict::MeasureAgain => Decided::Impossible {
                 fixed_seconds: expected.fixed.as_secs_f64(),
-                downtime_limit_seconds,
+                downtime_limit_seconds: limits.downtime_ceiling().as_secs_f64(),
                 on_stall,
             },
             _ => Decided::Stalled {
@@ -161,9 +166,11 @@ impl Estimate {
         })
     }
 
-    /// Returns why rounds have not ended, for a downtime limit of `limit`.
-    pub(super) fn why_not_over(&self, limit: Duration) -> PeerText {
-        let limit = limit.as_secs_f64();
+    /// Returns why rounds have not ended. A fixed part is compared with the downtime limit as far
+    /// as it may be raised.
+    pub(super) fn why_not_over(&self, limits: &Limits) -> PeerText {
+        let limit = limits.downtime.as_secs_f64();
+        let ceiling = limits.downtime_ceiling().as_secs_f64();
         let text = match (self.verdict, self.expected) {
             (Verdict::SendRoundInVain, Some(expected)) => format!(
                 ": the guest dirties {:.0} pages/s, too fast to be paused for less than {:.3} s, and \
@@ -173,7 +180,7 @@ impl Estimate {
             ),
             (Verdict::MeasureAgain, Some(expected)) => format!(
                 ": pausing the guest takes {:.3} s even without dirty memory, and the downtime limit \
-                 is {limit:.3} s",
+                 is {ceiling:.3} s",
                 expected.fixed.as_secs_f64()
             ),
             _ => String::new(),

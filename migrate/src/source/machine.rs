@@ -167,7 +167,7 @@ impl Source {
             bandwidth_bytes_per_second: self.bandwidth(now),
             dirty_pages_per_second: self.estimate.dirty_pages_per_second(),
             expected_downtime_seconds: expected.map(|expected| expected.as_secs_f64()),
-            downtime_limit_seconds: self.config.limits.downtime.as_secs_f64(),
+            downtime_limit_seconds: self.limits().downtime.as_secs_f64(),
             converging: self.estimate.is_converging(),
             on_stall: Some(self.config.limits.on_stall),
             throttle_percent: throttled.percent,
@@ -190,6 +190,12 @@ impl Source {
         self.estimate.bytes_per_second().unwrap_or_else(so_far)
     }
 
+    /// Returns the operator's limits, with the downtime limit as it has been raised.
+    pub(super) fn limits(&self) -> Limits {
+        let limits = self.config.limits;
+        Limits { downtime: self.stall.limit(&limits), ..limits }
+    }
+
     /// Returns whether [`Event::Cancel`] would be accepted now.
     ///
     /// # Errors
@@ -207,12 +213,19 @@ impl Source {
     /// Returns whether [`Event::Change`] would be accepted now.
     ///
     /// # Errors
-    /// If the guest is being handed over, or the migration is over or undone. A guest that is
-    /// handed over before its memory needs the bandwidth from then on: only that may change.
+    /// If the guest is being handed over, or the migration is over or undone, or the new maximum of
+    /// the downtime limit is below that. A guest that is handed over before its memory needs the
+    /// bandwidth from then on: only that may change.
     pub fn can_change(&self, change: &LimitsChange) -> Result<(), ChangeRefused> {
         match self.state {
             State::Settled | State::Closing { .. } => Err(ChangeRefused::Over),
-            ref state if state.is_uncommitted() && self.phase() < Phase::Switchover => Ok(()),
+            ref state if state.is_uncommitted() && self.phase() < Phase::Switchover => {
+                let limit = change.downtime.unwrap_or(self.config.limits.downtime);
+                match change.downtime_max {
+                    Some(max) if max < limit => Err(ChangeRefused::BelowLimit { limit }),
+                    _ => Ok(()),
+                }
+            }
             ref state if !self.will_serve(state) => Err(ChangeRefused::Late),
             _ if change.is_of_bandwidth() => Ok(()),
             _ => Err(ChangeRefused::OnlyBandwidth),
@@ -354,9 +367,9 @@ impl Source {
             ref state if !state.is_uncommitted() => return [None, None, None],
             _ => {}
         }
-        let limits = &self.config.limits;
+        let limits = self.limits();
         let total = limits.total.map(|limit| {
-            let why = self.estimate.why_not_over(limits.downtime);
+            let why = self.estimate.why_not_over(&limits);
             (self.notes.began().saturating_add(limit), Failure::Timeout { limit, why })
         });
         [standstill, total, answer]
@@ -364,7 +377,7 @@ impl Source {
 
     /// Returns why a guest that was paused for too long is no longer handed over.
     pub(super) fn stood_too_long(&self) -> Failure {
-        let limits = &self.config.limits;
+        let limits = self.limits();
         let allowed = self.standstill.allowed().unwrap_or_else(|| limits.standstill());
         let why = PeerText::new(&self.standstill.why());
         Failure::Downtime { allowed, limit: limits.downtime, why }

@@ -126,7 +126,7 @@ impl Source {
 
     pub(super) fn on_cleared(&mut self) {
         self.awaited = None;
-        self.switch_over(self.config.limits.standstill());
+        self.switch_over(self.limits().standstill());
     }
 
     pub(super) fn on_missing_collected(&mut self, written: &PageSet) {

@@ -223,42 +223,82 @@ impl Source {
     }
 
     fn judge_round(&mut self, sent: &RoundSent) {
-        let (elapsed, limits) = (self.round.elapsed(self.now), self.config.limits);
-        let verdict = self.estimate.judge(sent, elapsed, limits.downtime);
+        let verdict = self.judge(sent);
         if verdict == Verdict::SwitchOver {
-            return self.switch_over(limits.standstill());
+            return self.go_on(verdict);
         }
-        let expected = self.estimate.expected_downtime().unwrap_or(Duration::MAX);
-        let sent_per_dirtied = self.estimate.sent_per_dirtied();
-        let (dirty_pages, now) = (sent.dirty_pages, self.now);
-        let end = RoundEnd { verdict, dirty_pages, expected, sent_per_dirtied, now };
-        let remedy = self.stall.after_round(limits.on_stall, &end);
-        if remedy != Remedy::None {
-            self.note_stall();
-        }
+        let end = RoundEnd {
+            verdict,
+            dirty_pages: sent.dirty_pages,
+            expected: self.estimate.expected_downtime().unwrap_or(Duration::MAX),
+            fixed: self.estimate.fixed(),
+            sent_per_dirtied: self.estimate.sent_per_dirtied(),
+            now: self.now,
+        };
+        let limits = self.limits();
+        let remedy = self.stall.after_round(&self.config.limits, &end);
+        self.note_stall(&limits, verdict, remedy);
         match remedy {
-            Remedy::None | Remedy::Wait => {}
-            Remedy::Throttle(percent) => self.throttle(percent),
-            Remedy::Force => return self.force(expected),
-            Remedy::Postcopy if self.can_postcopy().is_ok() => return self.send_guest_first(),
-            Remedy::Postcopy => self.notes.stalls(limits.on_stall, self.now, |_| {}),
-            Remedy::GiveUp => return self.give_up(),
-        }
-        if verdict == Verdict::MeasureAgain {
-            let until = self.now.saturating_add(self.estimate.rest());
-            self.state = State::Resting { until };
-        } else {
-            self.send_round();
+            Remedy::None | Remedy::Wait => self.go_on(verdict),
+            Remedy::Raise(limit) => {
+                self.note_raise(limit, &end);
+                let verdict = self.judge(sent);
+                self.go_on(verdict);
+            }
+            Remedy::Throttle(percent) => {
+                self.throttle(percent);
+                self.go_on(verdict);
+            }
+            Remedy::Force => self.force(end.expected),
+            Remedy::Postcopy if self.can_postcopy().is_ok() => self.send_guest_first(),
+            Remedy::Postcopy => {
+                self.notes.stalls(self.config.limits.on_stall, self.now, |_| {});
+                self.go_on(verdict);
+            }
+            Remedy::GiveUp => self.give_up(),
         }
     }
 
-    /// Notes once that the migration stalls.
-    fn note_stall(&mut self) {
-        if let Some(stalled) = self.estimate.stall(&self.config.limits)
+    /// Judges the last round by the downtime limit as it is now.
+    fn judge(&mut self, sent: &RoundSent) -> Verdict {
+        let elapsed = self.round.elapsed(self.now);
+        self.estimate.judge(sent, elapsed, self.limits().downtime)
+    }
+
+    fn go_on(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::SwitchOver => self.switch_over(self.limits().standstill()),
+            Verdict::SendRound | Verdict::SendRoundInVain => self.send_round(),
+            Verdict::MeasureAgain => {
+                let until = self.now.saturating_add(self.estimate.rest());
+                self.state = State::Resting { until };
+            }
+        }
+    }
+
+    /// Notes once that the migration stalls, with the limits by which the round was judged. A limit
+    /// that can be raised is not impossible.
+    fn note_stall(&mut self, limits: &Limits, verdict: Verdict, remedy: Remedy) {
+        let is_noted = match remedy {
+            Remedy::None => false,
+            Remedy::Raise(_) => verdict != Verdict::MeasureAgain,
+            _ => true,
+        };
+        let stalled = self.estimate.stall(limits).filter(|_| is_noted);
+        if let Some(stalled) = stalled
             && !self.notes.holds(stalled.kind())
         {
             self.note(stalled);
         }
+    }
+
+    fn note_raise(&mut self, limit: Duration, end: &RoundEnd) {
+        self.note(Decided::LimitRaised {
+            expected_downtime_seconds: end.expected.as_secs_f64(),
+            fixed_seconds: end.fixed.as_secs_f64(),
+            downtime_limit_seconds: limit.as_secs_f64(),
+            downtime_max_seconds: self.config.limits.downtime_ceiling().as_secs_f64(),
+        });
     }
 
     fn throttle(&mut self, percent: u8) {
@@ -284,7 +324,7 @@ impl Source {
         self.notes.stalls(self.config.limits.on_stall, self.now, |stall| stall.forced = true);
         self.note(Decided::Forced {
             expected_downtime_seconds: expected.as_secs_f64(),
-            downtime_limit_seconds: self.config.limits.downtime.as_secs_f64(),
+            downtime_limit_seconds: self.limits().downtime_ceiling().as_secs_f64(),
         });
         let planned = Limits { downtime: expected, ..self.config.limits };
         self.switch_over(planned.standstill());
@@ -298,7 +338,7 @@ impl Source {
 
     fn give_up(&mut self) {
         self.notes.stalls(self.config.limits.on_stall, self.now, |_| {});
-        let why = self.estimate.why_not_over(self.config.limits.downtime);
+        let why = self.estimate.why_not_over(&self.limits());
         self.abort(Failure::Stalled { why });
     }
 
@@ -330,6 +370,9 @@ impl Source {
         self.note(Decided::from(change));
         if change.bandwidth.is_some() {
             self.stall.restart();
+        }
+        if change.downtime.is_some() {
+            self.stall.reset_limit();
         }
         if self.config.limits.on_stall != OnStall::Throttle && self.end_throttle() {
             self.note(Decided::Unthrottled { cause: Cause::Order });

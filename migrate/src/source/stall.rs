@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::convergence::Verdict;
 use crate::guest::Throttled;
+use crate::limits::Limits;
 use crate::stall::OnStall;
 
 /// A round counts as progress if it leaves at most this share of the least dirty pages so far. The
@@ -14,9 +15,15 @@ const ROUNDS_IN_VAIN: u32 = 2;
 /// Shortest time without progress that makes a stall: rounds of a fast link take milliseconds.
 const TIME_IN_VAIN: Duration = Duration::from_secs(1);
 /// Times in a row that the fixed part of the downtime was above the limit before the limit counts
-/// as impossible, and the shortest time that they span.
+/// as impossible, and the shortest time that they span: a disk may be busy for some seconds.
 const MEASURED_IN_VAIN: u32 = 5;
 const MEASURING_IN_VAIN: Duration = Duration::from_secs(10);
+/// Times in a row that suffice if the least of these fixed parts is more than this factor above the
+/// limit, or if the limit may be raised to it.
+const MEASURED_AGAIN: u32 = 2;
+const FAR_ABOVE: u32 = 4;
+/// Shortest downtime limit that can be doubled.
+const LIMIT_MIN: Duration = Duration::from_millis(1);
 /// Rounds for which a forced hand-over waits for one that leaves little dirty.
 const ROUNDS_TO_MINIMUM: u32 = 4;
 /// A round leaves little dirty if that is within this factor of the least so far.
@@ -44,6 +51,8 @@ pub(super) struct RoundEnd {
     pub(super) dirty_pages: u64,
     /// Expected downtime if the guest were paused now.
     pub(super) expected: Duration,
+    /// The part of it that does not depend on memory.
+    pub(super) fixed: Duration,
     /// Pages that are sent for each page that the guest dirties.
     pub(super) sent_per_dirtied: f64,
     pub(super) now: Duration,
@@ -56,6 +65,8 @@ pub(super) enum Remedy {
     None,
     /// What the verdict says, although the migration stalls.
     Wait,
+    /// Raise the downtime limit to this, then judge the round again.
+    Raise(Duration),
     /// Change the throttle to this, then what the verdict says.
     Throttle(u8),
     /// Hand the guest over, although its downtime is above the limit.
@@ -73,9 +84,18 @@ pub(super) struct StallWatch {
     least: Option<(u64, Duration)>,
     /// Rounds since then.
     rounds: u32,
-    /// How often in a row the fixed part was above the limit, and since when.
-    measured: Option<(u32, Duration)>,
+    measured: Option<Measured>,
+    /// The downtime limit as it was last raised, and when that was.
+    raised: Option<(Duration, Duration)>,
     throttle: Option<Step>,
+}
+
+/// Measurements in a row of a fixed part that was above the downtime limit.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    count: u32,
+    since: Duration,
+    least: Duration,
 }
 
 /// A step of the throttle.
@@ -116,6 +136,17 @@ impl StallWatch {
         (self.least, self.rounds) = (None, 0);
     }
 
+    /// Returns the downtime limit, as it has been raised.
+    pub(super) fn limit(&self, limits: &Limits) -> Duration {
+        let raised = self.raised.map_or(Duration::ZERO, |(raised, _)| raised);
+        raised.clamp(limits.downtime, limits.downtime_ceiling())
+    }
+
+    /// Begins again with the downtime limit that the operator has set.
+    pub(super) fn reset_limit(&mut self) {
+        (self.raised, self.measured) = (None, None);
+    }
+
     /// Ends the throttle; returns whether there was one.
     pub(super) fn end_throttle(&mut self) -> bool {
         self.throttle.take().is_some()
@@ -140,16 +171,22 @@ impl StallWatch {
         Some(step.percent)
     }
 
-    /// Decides after a round that did not end with a hand-over.
-    pub(super) fn after_round(&mut self, on_stall: OnStall, end: &RoundEnd) -> Remedy {
+    /// Decides after a round that did not end with a hand-over. A longer pause comes before every
+    /// other remedy.
+    pub(super) fn after_round(&mut self, limits: &Limits, end: &RoundEnd) -> Remedy {
         if end.verdict == Verdict::MeasureAgain {
-            return self.after_measurement(on_stall, end);
+            return self.after_measurement(limits, end);
         }
         self.measured = None;
-        if !self.is_stalled(end) && self.throttle.is_none() {
+        let is_stalled = self.is_stalled(end);
+        let is_in_vain = is_stalled || end.verdict == Verdict::SendRoundInVain;
+        if !is_stalled && self.throttle.is_none() {
             return Remedy::None;
         }
-        match on_stall {
+        if is_in_vain && self.limit(limits) < limits.downtime_ceiling() {
+            return self.raise_by_a_step(limits, end);
+        }
+        match limits.on_stall {
             OnStall::Wait => Remedy::Wait,
             OnStall::Cancel => Remedy::GiveUp,
             OnStall::Postcopy => Remedy::Postcopy,
@@ -158,6 +195,29 @@ impl StallWatch {
             OnStall::Force if self.is_near_minimum(end.dirty_pages) => Remedy::Force,
             OnStall::Force => Remedy::Wait,
         }
+    }
+
+    /// Doubles the downtime limit, unless the last step was too recent: the guest may write less in
+    /// a moment. Where even the ceiling would not do, no step below it would either.
+    fn raise_by_a_step(&mut self, limits: &Limits, end: &RoundEnd) -> Remedy {
+        let is_recent = |(_, at): (Duration, Duration)| end.now.saturating_sub(at) < TIME_IN_VAIN;
+        if self.raised.is_some_and(is_recent) {
+            return Remedy::Wait;
+        }
+        let is_enough = end.expected <= limits.downtime_ceiling();
+        self.raise(limits, if is_enough { Duration::ZERO } else { end.expected }, end.now)
+    }
+
+    /// Doubles the downtime limit, once and then until it is at least `needed`, up to its ceiling.
+    fn raise(&mut self, limits: &Limits, needed: Duration, now: Duration) -> Remedy {
+        let ceiling = limits.downtime_ceiling();
+        let mut limit = self.limit(limits).max(LIMIT_MIN).saturating_mul(2);
+        while limit < needed.min(ceiling) {
+            limit = limit.saturating_mul(2);
+        }
+        let limit = limit.min(ceiling);
+        self.raised = Some((limit, now));
+        Remedy::Raise(limit)
     }
 
     /// Returns whether rounds have been in vain for long enough.
@@ -181,15 +241,25 @@ impl StallWatch {
             || self.rounds >= ROUNDS_IN_VAIN + ROUNDS_TO_MINIMUM
     }
 
-    fn after_measurement(&mut self, on_stall: OnStall, end: &RoundEnd) -> Remedy {
-        let now = end.now;
-        let (count, since) = self.measured.unwrap_or((0, now));
-        let count = count.saturating_add(1);
-        self.measured = Some((count, since));
-        if count < MEASURED_IN_VAIN || now.saturating_sub(since) < MEASURING_IN_VAIN {
+    /// Decides after a dry run that took longer than the downtime limit, whatever is dirty.
+    fn after_measurement(&mut self, limits: &Limits, end: &RoundEnd) -> Remedy {
+        let (now, ceiling) = (end.now, limits.downtime_ceiling());
+        let before = self.measured.unwrap_or(Measured { count: 0, since: now, least: end.fixed });
+        let (count, least) = (before.count.saturating_add(1), before.least.min(end.fixed));
+        self.measured = Some(Measured { count, least, ..before });
+        if least <= ceiling && self.limit(limits) < ceiling {
+            if count < MEASURED_AGAIN {
+                return Remedy::None;
+            }
+            self.measured = None;
+            return self.raise(limits, least, now);
+        }
+        let spans = now.saturating_sub(before.since);
+        let is_far = count >= MEASURED_AGAIN && least > ceiling.saturating_mul(FAR_ABOVE);
+        if !is_far && (count < MEASURED_IN_VAIN || spans < MEASURING_IN_VAIN) {
             return Remedy::None;
         }
-        match on_stall {
+        match limits.on_stall {
             OnStall::Wait => Remedy::Wait,
             OnStall::Force if end.expected > FORCED_MAX => Remedy::Wait,
             OnStall::Force => Remedy::Force,
@@ -236,22 +306,33 @@ mod tests {
             verdict: Verdict::SendRoundInVain,
             dirty_pages: expected_ms.into(),
             expected: expected_ms * MS,
+            fixed: 10 * MS,
             sent_per_dirtied: 0.5,
             now: at_ms * MS,
         }
     }
 
+    /// A limit of 300 ms that is not raised.
+    fn limits(on_stall: OnStall) -> Limits {
+        Limits { on_stall, ..Limits::default() }
+    }
+
+    /// As `limits`, but it is raised to 2 s.
+    fn raised(on_stall: OnStall) -> Limits {
+        Limits { downtime_max: Some(2000 * MS), ..limits(on_stall) }
+    }
+
     /// What is done after each of these rounds.
-    fn remedies(on_stall: OnStall, rounds: &[(u32, u32)]) -> Vec<Remedy> {
+    fn remedies(limits: &Limits, rounds: &[(u32, u32)]) -> Vec<Remedy> {
         let mut watch = StallWatch::default();
         let ends = rounds.iter().map(|(at, expected)| in_vain(*at, *expected));
-        ends.map(|end| watch.after_round(on_stall, &end)).collect()
+        ends.map(|end| watch.after_round(limits, &end)).collect()
     }
 
     #[test]
     fn a_stall_takes_rounds_and_time_without_progress() {
         use Remedy::{GiveUp, None};
-        let cancel = |rounds| remedies(OnStall::Cancel, rounds);
+        let cancel = |rounds| remedies(&limits(OnStall::Cancel), rounds);
         assert_eq!(cancel(&[(0, 900), (600, 900), (1200, 900)]), [None, None, GiveUp]);
         let fast: Vec<_> = (0..12).map(|round| (round * 100, 900)).collect();
         let after = cancel(&fast).iter().position(|remedy| *remedy == GiveUp);
@@ -268,19 +349,19 @@ mod tests {
             expected: Duration::from_secs(seconds),
             ..in_vain(at * 1000, 8205)
         });
-        let remedies = ends.map(|end| watch.after_round(OnStall::Postcopy, &end));
+        let remedies = ends.map(|end| watch.after_round(&limits(OnStall::Postcopy), &end));
         assert_eq!(remedies, [Remedy::None, Remedy::None, Remedy::Postcopy]);
     }
 
     #[test]
     fn another_bandwidth_restarts_the_trend() {
         let mut watch = StallWatch::default();
-        let mut after = |end| watch.after_round(OnStall::Cancel, &end);
+        let mut after = |end| watch.after_round(&limits(OnStall::Cancel), &end);
         assert_eq!(after(in_vain(0, 900)), Remedy::None);
         watch.restart();
         let slower = [(1000, 9000), (2000, 8000), (4000, 7000), (6000, 6000)];
         for (at, expected) in slower {
-            let remedy = watch.after_round(OnStall::Cancel, &in_vain(at, expected));
+            let remedy = watch.after_round(&limits(OnStall::Cancel), &in_vain(at, expected));
             assert_eq!(remedy, Remedy::None, "it falls");
         }
     }
@@ -288,7 +369,7 @@ mod tests {
     #[test]
     fn a_guest_that_waits_is_left_alone() {
         let rounds: Vec<_> = (0..50).map(|round| (round * 1000, 900)).collect();
-        let remedies = remedies(OnStall::Wait, &rounds);
+        let remedies = remedies(&limits(OnStall::Wait), &rounds);
         assert_eq!(
             (&remedies[..2], &remedies[2..]),
             (&[Remedy::None; 2][..], &[Remedy::Wait; 48][..])
@@ -298,7 +379,7 @@ mod tests {
     #[test]
     fn the_throttle_rises_until_rounds_shrink() {
         let mut watch = StallWatch::default();
-        let mut after = |end: RoundEnd| watch.after_round(OnStall::Throttle, &end);
+        let mut after = |end: RoundEnd| watch.after_round(&limits(OnStall::Throttle), &end);
         assert_eq!([0, 600].map(|at| after(in_vain(at, 900))), [Remedy::None; 2]);
         assert_eq!(after(in_vain(1200, 900)), Remedy::Throttle(75));
         assert_eq!(after(in_vain(1300, 900)), Remedy::Wait, "too early to see an effect");
@@ -317,7 +398,7 @@ mod tests {
         let first = |sent_per_dirtied| {
             let mut watch = StallWatch::default();
             let ends = [0, 600, 1200].map(|at| RoundEnd { sent_per_dirtied, ..in_vain(at, 900) });
-            ends.map(|end| watch.after_round(OnStall::Throttle, &end))[2]
+            ends.map(|end| watch.after_round(&limits(OnStall::Throttle), &end))[2]
         };
         assert_eq!(first(5.0), Remedy::Throttle(20));
         assert_eq!(first(f64::INFINITY), Remedy::Throttle(20));
@@ -330,7 +411,7 @@ mod tests {
         let mut watch = StallWatch::default();
         assert_eq!(watch.renew(1, 1000 * MS), None);
         for at in [0, 600, 1200] {
-            watch.after_round(OnStall::Throttle, &in_vain(at, 900));
+            watch.after_round(&limits(OnStall::Throttle), &in_vain(at, 900));
         }
         assert_eq!(watch.renew(2, 2100 * MS), None);
         assert_eq!(watch.renew(3, 2300 * MS), Some(75));
@@ -343,13 +424,13 @@ mod tests {
         let (one, none) = (Throttled { vcpus: 1, percent: 83 }, Throttled::default());
         assert!(!watch.on_throttled(one), "late: it is not throttled any more");
         for at in [0, 600, 1200] {
-            watch.after_round(OnStall::Throttle, &in_vain(at, 900));
+            watch.after_round(&limits(OnStall::Throttle), &in_vain(at, 900));
         }
         assert_eq!(watch.throttled(4), Throttled { vcpus: 4, percent: 75 });
         assert!(!watch.on_throttled(none), "late: the answer to the end of an earlier one");
         assert!(watch.on_throttled(one));
         assert_eq!(watch.throttled(4), one);
-        watch.after_round(OnStall::Throttle, &in_vain(1500, 900));
+        watch.after_round(&limits(OnStall::Throttle), &in_vain(1500, 900));
         assert_eq!(watch.throttled(4), Throttled { vcpus: 4, percent: 94 });
     }
 
@@ -357,7 +438,7 @@ mod tests {
     fn the_throttle_ends_when_nothing_is_sent_any_more() {
         let mut watch = StallWatch::default();
         for at in [0, 600, 1200] {
-            watch.after_round(OnStall::Throttle, &in_vain(at, 900));
+            watch.after_round(&limits(OnStall::Throttle), &in_vain(at, 900));
         }
         assert_eq!(watch.renew(7, 3000 * MS), Some(75));
         assert_eq!(watch.renew(7, 7000 * MS), Some(75));
@@ -368,7 +449,7 @@ mod tests {
     #[test]
     fn a_forced_hand_over_waits_for_a_minimum_but_not_for_ever() {
         use Remedy::{Force, None, Wait};
-        let force = |rounds| remedies(OnStall::Force, rounds);
+        let force = |rounds| remedies(&limits(OnStall::Force), rounds);
         let burst = [(0, 500), (600, 900), (1200, 900), (1800, 540)];
         assert_eq!(force(&burst), [None, None, Wait, Force]);
         let mut louder: Vec<_> = (0..8).map(|round| (round * 600, 900)).collect();
@@ -384,26 +465,96 @@ mod tests {
 
     #[test]
     fn memory_follows_a_guest_that_stalls_as_soon_as_that_is_noticed() {
-        let after = remedies(OnStall::Postcopy, &[(0, 900), (600, 900), (1200, 900)]);
+        let after = remedies(&limits(OnStall::Postcopy), &[(0, 900), (600, 900), (1200, 900)]);
         assert_eq!(after, [Remedy::None, Remedy::None, Remedy::Postcopy]);
+    }
+
+    /// What is done after dry runs with these fixed parts, each of them 2.5 s after the last.
+    fn measured(limits: &Limits, fixed_ms: &[u32]) -> Vec<Remedy> {
+        let mut watch = StallWatch::default();
+        let ends = (0..).zip(fixed_ms).map(|(n, fixed)| RoundEnd {
+            verdict: Verdict::MeasureAgain,
+            fixed: *fixed * MS,
+            ..in_vain(n * 2500, *fixed)
+        });
+        ends.map(|end| watch.after_round(limits, &end)).collect()
     }
 
     #[test]
     fn a_limit_below_the_fixed_part_is_impossible_after_some_measurements() {
-        let measured_at = |on_stall, expected_ms| {
-            let mut watch = StallWatch::default();
-            let again =
-                |at| RoundEnd { verdict: Verdict::MeasureAgain, ..in_vain(at, expected_ms) };
-            (0..6).map(|n| watch.after_round(on_stall, &again(n * 2500))).collect::<Vec<_>>()
-        };
-        let measured = |on_stall| measured_at(on_stall, 900);
-        let at = |on_stall, remedy| measured(on_stall).iter().position(|other| *other == remedy);
-        assert_eq!(at(OnStall::Throttle, Remedy::GiveUp), Some(4));
-        assert_eq!(at(OnStall::Cancel, Remedy::GiveUp), Some(4));
-        assert_eq!(at(OnStall::Postcopy, Remedy::GiveUp), Some(4));
-        assert_eq!(at(OnStall::Force, Remedy::Force), Some(4));
-        assert_eq!(at(OnStall::Wait, Remedy::Wait), Some(4));
-        let too_long = measured_at(OnStall::Force, 31_000);
-        assert!(!too_long.contains(&Remedy::Force), "too long a pause: {too_long:?}");
+        use Remedy::{Force, GiveUp, None, Wait};
+        for (on_stall, remedy) in [
+            (OnStall::Throttle, GiveUp),
+            (OnStall::Cancel, GiveUp),
+            (OnStall::Postcopy, GiveUp),
+            (OnStall::Force, Force),
+            (OnStall::Wait, Wait),
+        ] {
+            let after = |fixed_ms: &[u32]| measured(&limits(on_stall), fixed_ms);
+            assert_eq!(after(&[900; 5]), [None, None, None, None, remedy], "it may be noise");
+            assert_eq!(after(&[1201, 1300]), [None, remedy], "it is far above");
+            let nearly = after(&[9000, 1200, 9000, 9000, 9000]);
+            assert_eq!(nearly, [None, None, None, None, remedy], "the least is not far above");
+        }
+        let too_long = measured(&limits(OnStall::Force), &[31_000; 6]);
+        assert_eq!(too_long[1..], [Wait; 5], "too long a pause");
+    }
+
+    #[test]
+    fn a_stall_raises_the_limit_step_by_step_before_the_remedy() {
+        use Remedy::{GiveUp, None, Raise, Wait};
+        let rounds: Vec<_> = (0..9).map(|round| (round * 600, 1900)).collect();
+        let steps = remedies(&raised(OnStall::Cancel), &rounds);
+        assert_eq!(steps[..4], [None, None, Raise(600 * MS), Wait], "each step gets a second");
+        assert_eq!(steps[4..], [Raise(1200 * MS), Wait, Raise(2000 * MS), GiveUp, GiveUp]);
+        let rounds = [(0, 2100), (600, 2100), (1200, 2100), (1300, 2100)];
+        let steps = remedies(&raised(OnStall::Throttle), &rounds);
+        let throttle = Remedy::Throttle(75);
+        assert_eq!(steps, [None, None, Raise(2000 * MS), throttle], "no step would do");
+    }
+
+    #[test]
+    fn a_limit_is_raised_before_the_throttle_goes_on() {
+        let mut watch = StallWatch::default();
+        for at in [0, 600] {
+            watch.after_round(&limits(OnStall::Throttle), &in_vain(at, 900));
+        }
+        let throttled = watch.after_round(&limits(OnStall::Throttle), &in_vain(1200, 900));
+        assert_eq!(throttled, Remedy::Throttle(75));
+        let mut after = |end| watch.after_round(&raised(OnStall::Throttle), &end);
+        let shrinking = |at| RoundEnd { verdict: Verdict::SendRound, ..in_vain(at, 500) };
+        assert_eq!(after(shrinking(1800)), Remedy::None, "the throttle shows its effect");
+        assert_eq!(after(in_vain(2400, 500)), Remedy::Raise(600 * MS));
+        assert_eq!(after(in_vain(2500, 700)), Remedy::Wait);
+        assert_eq!(after(in_vain(3600, 2500)), Remedy::Raise(2000 * MS));
+        assert_eq!(after(in_vain(3700, 2500)), Remedy::Throttle(94));
+    }
+
+    #[test]
+    fn the_limit_as_raised_is_within_what_the_operator_sets() {
+        let mut watch = StallWatch::default();
+        let wait = raised(OnStall::Wait);
+        assert_eq!(watch.limit(&wait), 300 * MS);
+        for at in [0, 600, 1200, 2300] {
+            watch.after_round(&wait, &in_vain(at, 1900));
+        }
+        assert_eq!(watch.limit(&wait), 1200 * MS);
+        assert_eq!(watch.limit(&Limits { downtime_max: Some(1000 * MS), ..wait }), 1000 * MS);
+        assert_eq!(watch.limit(&Limits { downtime: 5000 * MS, ..wait }), 5000 * MS);
+        watch.reset_limit();
+        assert_eq!(watch.limit(&wait), 300 * MS);
+    }
+
+    #[test]
+    fn a_limit_below_the_fixed_part_is_raised_as_far_as_it_needs_to_be() {
+        use Remedy::{GiveUp, None, Raise};
+        let after = |fixed_ms: &[u32]| measured(&raised(OnStall::Throttle), fixed_ms);
+        assert_eq!(after(&[320, 310]), [None, Raise(600 * MS)], "no remedy is needed");
+        assert_eq!(after(&[1900, 700]), [None, Raise(1200 * MS)], "the least of two");
+        assert_eq!(after(&[1900, 700, 1900, 1900])[2..], [None, Raise(2000 * MS)]);
+        assert_eq!(after(&[2001; 5]), [None, None, None, None, GiveUp], "nor does the ceiling do");
+        assert_eq!(after(&[8001; 2]), [None, GiveUp]);
+        let tiny = Limits { downtime: Duration::ZERO, ..raised(OnStall::Wait) };
+        assert_eq!(measured(&tiny, &[3, 3])[1], Raise(4 * MS));
     }
 }

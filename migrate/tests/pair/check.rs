@@ -8,7 +8,7 @@ use migrate::protocol::codec::CodecError;
 use migrate::record::{DestinationState, SourceState};
 use migrate::report::Outcome;
 use migrate::source;
-use migrate::{OnStall, Phase, Reason};
+use migrate::{Limits, OnStall, Phase, Reason};
 
 use crate::faults::{Side, What};
 use crate::world::{Happening, World, limits};
@@ -185,13 +185,17 @@ impl World {
         if self.source_runs() && self.destination_runs() {
             self.violation("two copies run");
         }
+        let Some((source, since)) = self.source.as_ref().zip(self.stands_since) else { return };
         // A forced hand-over is planned to take longer.
         let allowed = match self.scenario.on_stall {
             OnStall::Force => limits().switchover,
-            _ => limits().standstill(),
+            _ => {
+                let raised = source.machine.progress(self.now).downtime_limit_seconds;
+                let downtime = Duration::from_secs_f64(raised);
+                Limits { downtime, ..limits() }.standstill()
+            }
         };
-        let until = self.stands_since.map(|since| since + allowed + STEPS);
-        if self.source.is_some() && until.is_some_and(|until| until < self.now) {
+        if since + allowed + STEPS < self.now {
             self.stands_since = None;
             self.violation("the guest stands for too long and is not handed over");
         }

@@ -137,6 +137,8 @@ pub(crate) struct Scenario {
     pub(crate) pages_per_second: u32,
     pub(crate) streams: u16,
     pub(crate) on_stall: OnStall,
+    /// Most to which the downtime limit is raised; none: it is not.
+    pub(crate) downtime_max: Option<Duration>,
     pub(crate) paused_by_user: bool,
     /// The state is saved while the last round is in progress, not before it.
     pub(crate) saves_late: bool,
@@ -166,6 +168,7 @@ impl Default for Scenario {
             pages_per_second: 50_000,
             streams: 2,
             on_stall: OnStall::default(),
+            downtime_max: None,
             paused_by_user: false,
             saves_late: false,
             slower_after_pause: 1,
@@ -241,8 +244,10 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     let faults = proptest::collection::vec(fault(), 0..4);
     let postcopy = prop_oneof![1 => Just(None), 1 => (0..300_u32).prop_map(Some)];
     let on_stall = proptest::sample::select(&OnStall::ALL[..]);
-    let all = (guest, link, turns, on_stall, is_early, postcopy, faults);
-    all.prop_map(|(guest, link, turns, on_stall, is_early, postcopy_at_ms, faults)| {
+    let downtime_max = prop_oneof![2 => Just(None), 1 => (100..3000_u64).prop_map(Some)];
+    let remedies = (on_stall, downtime_max);
+    let all = (guest, link, turns, remedies, is_early, postcopy, faults);
+    all.prop_map(|(guest, link, turns, remedies, is_early, postcopy_at_ms, faults)| {
         let (writes_per_second, working_set, paused, saves_late) = guest;
         let (latency_ms, pages_per_second, streams) = link;
         Scenario {
@@ -251,7 +256,8 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
             working_set,
             pages_per_second,
             streams,
-            on_stall,
+            on_stall: remedies.0,
+            downtime_max: remedies.1.map(Duration::from_millis),
             paused_by_user: paused && saves_late,
             saves_late,
             slower_after_pause: turns.0,

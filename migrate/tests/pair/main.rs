@@ -17,6 +17,7 @@ mod world;
 use std::time::Duration;
 
 use migrate::OnStall;
+use migrate::decisions::DecisionKind;
 use migrate::report::Outcome;
 use proptest::prelude::*;
 
@@ -133,6 +134,20 @@ fn a_hot_guest_arrives_throttled_and_within_its_downtime() {
     assert!(report.downtime_seconds.unwrap() <= DOWNTIME_LIMIT.as_secs_f64() + 0.005);
     let stall = report.stall.unwrap();
     assert!((20..=99).contains(&stall.throttle_percent_max) && !stall.forced, "{stall:?}");
+}
+
+#[test]
+fn a_hot_guest_arrives_once_its_downtime_limit_is_raised_far_enough() {
+    let downtime_max = Some(Duration::from_secs(2));
+    let world = run_well(Scenario { downtime_max, ..hot(OnStall::Cancel) });
+    let report = &world.facts.source_reports[0];
+    assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
+    let kinds: Vec<_> = report.decisions.iter().map(|decided| decided.what.kind()).collect();
+    let raised = DecisionKind::LimitRaised;
+    assert_eq!(kinds, [DecisionKind::Stalled, raised, raised, raised], "100, 200, 400, 800 ms");
+    let expected = report.expected_downtime_seconds.unwrap();
+    assert!((0.4..=0.8).contains(&expected), "{report:?}");
+    assert!(report.downtime_seconds.unwrap() <= 0.805, "{report:?}");
 }
 
 #[test]

@@ -163,7 +163,7 @@ pub(crate) struct World {
     pub(crate) trace: Option<Vec<String>>,
 }
 
-/// The operator's limits.
+/// The operator's limits, unless a scenario has others.
 pub(crate) fn limits() -> Limits {
     let total = Some(Duration::from_secs(120));
     Limits { downtime: DOWNTIME_LIMIT, total, ..Limits::default() }
@@ -187,7 +187,11 @@ fn source_config(scenario: &Scenario) -> SourceConfig {
         offer: offer(scenario.is_early),
         streams: scenario.streams,
         has_links: false,
-        limits: Limits { on_stall: scenario.on_stall, ..limits() },
+        limits: Limits {
+            downtime_max: scenario.downtime_max,
+            on_stall: scenario.on_stall,
+            ..limits()
+        },
         node_port: NonZeroU16::new(4950),
         estimate: None,
     }

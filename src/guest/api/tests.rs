@@ -83,6 +83,7 @@ async fn the_served_document_holds_every_route_and_the_types_that_it_speaks() {
         via: vec![[192, 0, 2, 7].into()],
         node_port: "4950".parse().ok(),
         on_stall: Some(OnStall::Force),
+        raised_downtime_ms_max: Some(2000),
         ..MigrationRequest::to("host-b".to_owned(), identity)
     };
     let request = serde_json::to_value(request).unwrap();

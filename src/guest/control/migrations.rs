@@ -98,7 +98,7 @@ impl ProcessControl {
     ///
     /// # Errors
     /// If there is none, it has the guest handed over, unless its memory follows it and only the
-    /// bandwidth changes, or a limit is 0.
+    /// bandwidth changes, a limit is 0, or the downtime limit is above its new maximum.
     pub(in crate::guest) fn change_limits(
         &self,
         request: &LimitsRequest,
@@ -112,6 +112,7 @@ impl ProcessControl {
         let change = LimitsChange {
             bandwidth: request.bandwidth_bytes_per_s_max,
             downtime: request.downtime_ms_max.map(Duration::from_millis),
+            downtime_max: request.raised_downtime_ms_max.map(Duration::from_millis),
             total: request.timeout_ms.map(Duration::from_millis),
             on_stall: request.on_stall,
         };

@@ -55,7 +55,7 @@ fn a_hanging_disk_delays_neither_the_guest_nor_the_report() {
     let report = stands_too_long(&mut bench, asked);
 
     let message = message(&report);
-    for part in ["1.6 s", "--downtime 0.3s", "its disks were still being flushed;"] {
+    for part in ["1.6 s", "downtime limit of 0.3 s", "its disks were still being flushed;"] {
         assert!(message.contains(part), "{message}");
     }
     let standstill = report.standstill.unwrap();
