@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::Throttled;
 use crate::limits::LimitsChange;
-use crate::stall::OnStall;
+use crate::stall::{OnStall, Stall};
 
 /// Most decisions that are listed: if there were more, the first and the last ones.
 pub const MAX_DECISIONS_LISTED: usize = 64;
@@ -234,12 +234,16 @@ pub(crate) struct Decisions {
     counts: BTreeMap<DecisionKind, u64>,
     /// Kinds of the decisions since limits last changed.
     present: BTreeSet<DecisionKind>,
+    /// What was done about a stall, if the migration has stalled.
+    stall: Option<Stall>,
 }
 
 impl Decisions {
-    /// Adds a decision; if there are too many, the first and the last ones are kept.
-    pub(crate) fn add(&mut self, what: Decided, after: Duration) {
+    /// Adds a decision that was made after this round; if there are too many, the first and the
+    /// last ones are kept.
+    pub(crate) fn add(&mut self, what: Decided, after: Duration, round: u32) {
         let kind = what.kind();
+        self.follow_stall(&what, after, round);
         *self.counts.entry(kind).or_default() += 1;
         if kind == DecisionKind::LimitsChanged {
             self.present.clear();
@@ -249,6 +253,23 @@ impl Decisions {
             self.listed.remove(FIRST_DECISIONS);
         }
         self.listed.push(DecidedAt { after_seconds: after.as_secs_f64(), what });
+    }
+
+    fn follow_stall(&mut self, what: &Decided, after: Duration, round: u32) {
+        if let Decided::Stalled { on_stall, .. } | Decided::Impossible { on_stall, .. } = *what {
+            let noticed_seconds = after.as_secs_f64();
+            self.stall.get_or_insert(Stall::noticed(on_stall, noticed_seconds, round));
+        }
+        let Some(stall) = &mut self.stall else { return };
+        match *what {
+            Decided::Throttled { percent, vcpus } => stall.throttle(percent, vcpus),
+            Decided::Forced { .. } => stall.forced = true,
+            Decided::Postcopy { cause: Cause::Stall } => stall.postcopy = true,
+            Decided::LimitsChanged { on_stall, .. } => {
+                stall.on_stall = on_stall.unwrap_or(stall.on_stall);
+            }
+            _ => {}
+        }
     }
 
     /// Returns whether there was one of this kind since limits last changed.
@@ -265,6 +286,14 @@ impl Decisions {
         if let Some((percent, vcpus)) = last {
             (*percent, *vcpus) = (throttled.percent, throttled.vcpus);
         }
+        if let Some(stall) = &mut self.stall {
+            stall.throttle(throttled.percent, throttled.vcpus);
+        }
+    }
+
+    /// Returns what was done about a stall; none if the migration has not stalled.
+    pub(crate) fn stall(&self) -> Option<Stall> {
+        self.stall
     }
 
     /// Returns the decisions in their order, at most [`MAX_DECISIONS_LISTED`].
@@ -290,9 +319,9 @@ mod tests {
     fn too_many_decisions_are_counted_and_the_first_and_last_are_listed() {
         let mut decisions = Decisions::default();
         for at in 0..100 {
-            decisions.add(throttled(at), Duration::from_secs(at.into()));
+            decisions.add(throttled(at), Duration::from_secs(at.into()), 1);
         }
-        decisions.add(Decided::Postcopy { cause: Cause::Order }, Duration::from_secs(100));
+        decisions.add(Decided::Postcopy { cause: Cause::Order }, Duration::from_secs(100), 1);
         let listed: Vec<_> = decisions.listed().iter().map(|one| one.after_seconds).collect();
         assert_eq!(listed.len(), MAX_DECISIONS_LISTED);
         assert_eq!((listed[7], listed[8], listed[63]), (7.0, 45.0, 100.0));
@@ -304,17 +333,39 @@ mod tests {
     fn a_change_of_limits_lets_a_stall_be_decided_again() {
         let mut decisions = Decisions::default();
         assert!(!decisions.holds(DecisionKind::Throttled));
-        decisions.add(throttled(20), Duration::ZERO);
+        decisions.add(throttled(20), Duration::ZERO, 1);
         assert!(decisions.holds(DecisionKind::Throttled));
-        decisions.add(Decided::from(&LimitsChange::default()), Duration::ZERO);
+        decisions.add(Decided::from(&LimitsChange::default()), Duration::ZERO, 1);
         assert!(!decisions.holds(DecisionKind::Throttled));
+    }
+
+    #[test]
+    fn what_is_done_about_a_stall_follows_from_the_decisions() {
+        let mut decisions = Decisions::default();
+        let mut add = |what, round| {
+            decisions.add(what, Duration::from_secs(round), round as u32);
+            decisions.stall()
+        };
+        assert_eq!(add(Decided::Postcopy { cause: Cause::Order }, 1), None, "it has not stalled");
+        let on_stall = OnStall::Wait;
+        let (fixed_seconds, downtime_limit_seconds) = (0.1, 0.3);
+        let stalled = Decided::Impossible { fixed_seconds, downtime_limit_seconds, on_stall };
+        assert_eq!(add(stalled.clone(), 2), Some(Stall::noticed(on_stall, 2.0, 2)));
+        let force = LimitsChange { on_stall: Some(OnStall::Force), ..LimitsChange::default() };
+        add(Decided::from(&force), 3);
+        add(throttled(75), 3);
+        assert_eq!(add(stalled, 4).unwrap().noticed_seconds, 2.0, "when it was noticed first");
+        let forced = Decided::Forced { expected_downtime_seconds: 1.0, downtime_limit_seconds };
+        let stall = add(forced, 5).unwrap();
+        assert_eq!((stall.on_stall, stall.throttle_percent_max), (OnStall::Force, 75));
+        assert!(stall.forced && !stall.postcopy, "{stall:?}");
     }
 
     #[test]
     fn what_is_learnt_of_a_throttle_concerns_its_last_step() {
         let mut decisions = Decisions::default();
-        decisions.add(throttled(20), Duration::ZERO);
-        decisions.add(throttled(75), Duration::ZERO);
+        decisions.add(throttled(20), Duration::ZERO, 1);
+        decisions.add(throttled(75), Duration::ZERO, 1);
         decisions.note_throttle(Throttled { vcpus: 1, percent: 94 });
         let listed: Vec<_> = decisions.listed().into_iter().map(|one| one.what).collect();
         assert_eq!(listed, [throttled(20), Decided::Throttled { percent: 94, vcpus: 1 }]);

@@ -62,7 +62,8 @@ pub struct Report {
     /// How long each step of the hand-over took, if the source paused the guest for it.
     #[serde(default)]
     pub standstill: Option<Standstill>,
-    /// What the source did about a guest whose downtime did not fall below its limit.
+    /// What the source did about a guest whose downtime did not fall below its limit, even if it
+    /// only waited.
     #[serde(default)]
     pub stall: Option<Stall>,
     /// What the source decided on the way, in that order; at most

@@ -66,3 +66,24 @@ pub struct Stall {
     #[serde(default)]
     pub postcopy: bool,
 }
+
+impl Stall {
+    /// Creates a stall about which nothing has been done yet.
+    pub(crate) fn noticed(on_stall: OnStall, noticed_seconds: f64, round: u32) -> Self {
+        Self {
+            on_stall,
+            noticed_seconds,
+            round,
+            throttle_percent_max: 0,
+            throttled_vcpus: 0,
+            forced: false,
+            postcopy: false,
+        }
+    }
+
+    /// Notes how much the guest is slowed down now.
+    pub(crate) fn throttle(&mut self, percent: u8, vcpus: u16) {
+        self.throttle_percent_max = self.throttle_percent_max.max(percent);
+        self.throttled_vcpus = vcpus;
+    }
+}

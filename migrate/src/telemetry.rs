@@ -12,7 +12,7 @@ use crate::protocol::MigrationId;
 use crate::report::{
     Estimated, MAX_ROUNDS_LISTED, Outcome, Report, ReportedError, Round, Standstill,
 };
-use crate::stall::{OnStall, Stall};
+use crate::stall::Stall;
 use crate::waits::PageWaits;
 
 /// Number of first rounds that stay listed when there are too many.
@@ -42,7 +42,6 @@ pub(crate) struct Telemetry {
     pub(crate) transfer: Transfer,
     pub(crate) expected_downtime: Option<Duration>,
     pub(crate) standstill: Option<Standstill>,
-    pub(crate) stall: Option<Stall>,
     pub(crate) estimate: Option<Estimated>,
     /// How long the guest waits for pages that follow it.
     pub(crate) page_waits: Option<PageWaits>,
@@ -73,7 +72,6 @@ impl Telemetry {
             transfer: Transfer::default(),
             expected_downtime: None,
             standstill: None,
-            stall: None,
             estimate: None,
             page_waits: None,
             dirty_rate: DirtyRateMeter::default(),
@@ -164,7 +162,7 @@ impl Telemetry {
 
     /// Notes a decision.
     pub(crate) fn decides(&mut self, what: Decided, now: Duration) {
-        self.decisions.add(what, now.saturating_sub(self.began));
+        self.decisions.add(what, now.saturating_sub(self.began), self.rounds_total);
     }
 
     /// Returns whether there was a decision of this kind since limits last changed.
@@ -172,33 +170,14 @@ impl Telemetry {
         self.decisions.holds(kind)
     }
 
-    /// Notes a stall after the last round, and what is done about it: `remedy` changes the note.
-    pub(crate) fn stalls(
-        &mut self,
-        on_stall: OnStall,
-        now: Duration,
-        remedy: impl FnOnce(&mut Stall),
-    ) {
-        let stall = self.stall.get_or_insert(Stall {
-            on_stall,
-            noticed_seconds: now.saturating_sub(self.began).as_secs_f64(),
-            round: self.rounds_total,
-            throttle_percent_max: 0,
-            throttled_vcpus: 0,
-            forced: false,
-            postcopy: false,
-        });
-        stall.on_stall = on_stall;
-        remedy(stall);
+    /// Returns what was done about a stall; none if the migration has not stalled.
+    pub(crate) fn stall(&self) -> Option<Stall> {
+        self.decisions.stall()
     }
 
     /// Notes how much a stalled guest is slowed down now.
-    pub(crate) fn throttles(&mut self, on_stall: OnStall, throttled: Throttled, now: Duration) {
+    pub(crate) fn throttles(&mut self, throttled: Throttled) {
         self.decisions.note_throttle(throttled);
-        self.stalls(on_stall, now, |stall| {
-            stall.throttle_percent_max = stall.throttle_percent_max.max(throttled.percent);
-            stall.throttled_vcpus = throttled.vcpus;
-        });
     }
 
     /// Adds a sample of the dirty log, which began with this phase; returns pages per second as of
@@ -247,7 +226,7 @@ impl Telemetry {
             downtime_seconds: self.downtime.map(|time| time.as_secs_f64()),
             expected_downtime_seconds: self.expected_downtime.map(|time| time.as_secs_f64()),
             standstill: self.standstill,
-            stall: self.stall,
+            stall: self.stall(),
             decisions: self.decisions.listed(),
             decision_counts: self.decisions.counts(),
             estimate: self.estimate,

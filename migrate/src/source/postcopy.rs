@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::state::State;
 use super::{Action, Source};
-use crate::decisions::{Cause, Decided};
+use crate::decisions::{Cause, Decided, DecisionKind};
 use crate::error::{Failure, MigrationError, PostcopyRefused, ProtocolError, RecoverRefused};
 use crate::guest::{Refusal, RefusalKind};
 use crate::memory::PageSet;
@@ -79,8 +79,11 @@ impl Source {
 
     /// Returns why a stalled migration goes on with rounds although memory was to follow the guest.
     pub(super) fn waits_for_want_of_postcopy(&self) -> Option<PostcopyRefused> {
-        let is_stalled = self.notes.stall.is_some() && self.phase() == Phase::Precopy;
-        if !is_stalled || self.config.limits.on_stall != OnStall::Postcopy {
+        let limits = self.limits();
+        let is_stalled = self.notes.holds(DecisionKind::Stalled) && self.phase() == Phase::Precopy;
+        // A longer pause comes first.
+        let is_raised = limits.downtime == limits.downtime_ceiling();
+        if !is_stalled || !is_raised || limits.on_stall != OnStall::Postcopy {
             return None;
         }
         self.can_postcopy().err().filter(|why| why.is_permanent())

@@ -250,11 +250,8 @@ impl Source {
                 self.go_on(verdict);
             }
             Remedy::Force => self.force(end.expected),
-            Remedy::Postcopy if self.can_postcopy().is_ok() => self.send_guest_first(),
-            Remedy::Postcopy => {
-                self.notes.stalls(self.config.limits.on_stall, self.now, |_| {});
-                self.go_on(verdict);
-            }
+            Remedy::Postcopy if self.can_postcopy().is_ok() => self.begin_postcopy(),
+            Remedy::Postcopy => self.go_on(verdict),
             Remedy::GiveUp => self.give_up(),
         }
     }
@@ -316,12 +313,11 @@ impl Source {
     /// Notes for the report how much the guest is slowed down now.
     fn note_throttle(&mut self) {
         let throttled = self.stall.throttled(self.config.guest.vcpus);
-        self.notes.throttles(self.config.limits.on_stall, throttled, self.now);
+        self.notes.throttles(throttled);
     }
 
     /// Hands the guest over although `expected` is above the downtime limit.
     fn force(&mut self, expected: Duration) {
-        self.notes.stalls(self.config.limits.on_stall, self.now, |stall| stall.forced = true);
         self.note(Decided::Forced {
             expected_downtime_seconds: expected.as_secs_f64(),
             downtime_limit_seconds: self.limits().downtime_ceiling().as_secs_f64(),
@@ -330,14 +326,7 @@ impl Source {
         self.switch_over(planned.standstill());
     }
 
-    /// Hands the guest over before its memory.
-    fn send_guest_first(&mut self) {
-        self.notes.stalls(self.config.limits.on_stall, self.now, |stall| stall.postcopy = true);
-        self.begin_postcopy();
-    }
-
     fn give_up(&mut self) {
-        self.notes.stalls(self.config.limits.on_stall, self.now, |_| {});
         let why = self.estimate.why_not_over(&self.limits());
         self.abort(Failure::Stalled { why });
     }

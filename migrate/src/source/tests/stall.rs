@@ -61,7 +61,7 @@ fn progress_and_report_say_how_many_vcpus_rest_and_how_much_one_of_them_does() {
     assert_eq!((progress.throttled_vcpus, progress.throttle_percent), (0, 0));
     let last = bench.source.progress(bench.now).decisions.pop().unwrap().what;
     assert_eq!(last, Decided::Throttled { percent: 90, vcpus: 1 });
-    let stall = bench.source.notes.stall.unwrap();
+    let stall = bench.source.notes.stall().unwrap();
     assert_eq!((stall.throttled_vcpus, stall.throttle_percent_max), (1, 98));
 }
 
@@ -132,7 +132,7 @@ fn a_guest_that_stalls_is_handed_over_before_its_memory_if_both_sides_can() {
     bench.feed(Event::PrecopyStarted);
     bench.feed(Event::Probed(Probe { pause_and_save: 2 * MS, round_trip: MS, ..Probe::default() }));
     assert_eq!(in_vain(&mut bench, 3), [Action::EndStreams]);
-    assert!(bench.source.notes.stall.is_some_and(|stall| stall.postcopy));
+    assert!(bench.source.notes.stall().is_some_and(|stall| stall.postcopy));
     assert_eq!(kinds(&bench), [DecisionKind::Stalled, DecisionKind::Postcopy]);
     let decided = bench.source.progress(bench.now).decisions.pop().unwrap().what;
     assert_eq!(decided, Decided::Postcopy { cause: Cause::Stall });
@@ -150,7 +150,7 @@ fn a_stall_waits_and_says_why_if_the_destination_cannot_use_postcopy() {
     assert_eq!(in_vain(&mut bench, 1), [Action::SendRound { round: 4 }]);
     let why = refused(&bench).expect("a reason");
     assert!(why.contains("post-copy"), "{why}");
-    assert!(bench.source.notes.stall.is_some_and(|stall| !stall.postcopy));
+    assert!(bench.source.notes.stall().is_some_and(|stall| !stall.postcopy));
 }
 
 /// The kinds of decisions so far, in their order.
