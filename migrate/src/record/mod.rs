@@ -35,7 +35,7 @@ use crate::report::Report;
 pub use file::{RecordError, RecordFile};
 pub(crate) use slot::RecordSlot;
 pub(crate) use store::unix_ms;
-pub use store::{RecordStore, RecordTimes};
+pub use store::{RecordStore, Rehearsal};
 
 /// The source's decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

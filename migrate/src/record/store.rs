@@ -27,16 +27,32 @@ const UNFINISHED_AGE: Duration = Duration::from_secs(60);
 const FILES_MAX: usize = 16 << 10;
 const BYTES_MAX: u64 = 256 << 20;
 
-/// Changes of a record that are rehearsed, an odd number.
-const REHEARSED_CHANGES: usize = 3;
-
-/// How long it takes to make a record durable.
-#[derive(Debug, Clone, Copy)]
-pub struct RecordTimes {
-    /// A new one.
+/// A file like a record that is written only to time that. Dropping it removes the file.
+#[derive(Debug)]
+pub struct Rehearsal {
+    path: PathBuf,
+    file: RecordFile,
+    /// How long it took to make the new file durable.
     pub create: Duration,
-    /// A change of it, the median of a few.
-    pub change: Duration,
+}
+
+impl Rehearsal {
+    /// Changes the file as a change of a record does; returns how long that took.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn change(&mut self) -> Result<Duration, RecordError> {
+        let began = Instant::now();
+        self.file.write_blank()?;
+        Ok(began.elapsed())
+    }
+}
+
+impl Drop for Rehearsal {
+    fn drop(&mut self) {
+        // If it stays, it is removed like one that a crash has left unfinished.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 /// The records of a host's guests, or of one of them.
@@ -101,27 +117,16 @@ impl RecordStore {
         RecordFile::create(&place.join(name), record)
     }
 
-    /// Writes a file like a new record of this guest, changes it, and removes it; returns how long
-    /// that took.
+    /// Writes a file like a new record of this guest.
     ///
     /// # Errors
-    /// If it cannot be written or removed.
-    pub fn rehearse(&self, guest: &str, uuid: Uuid) -> Result<RecordTimes, RecordError> {
-        // A file with this ending that is left behind is removed like one that is not finished.
+    /// If it cannot be written.
+    pub fn rehearse(&self, guest: &str, uuid: Uuid) -> Result<Rehearsal, RecordError> {
         let name = Path::new("rehearsal").with_extension(UNFINISHED);
         let path = self.ready_place(guest, uuid)?.join(name);
         let began = Instant::now();
-        let mut file = RecordFile::create_blank(&path)?;
-        let create = began.elapsed();
-        let mut changes = [Duration::ZERO; REHEARSED_CHANGES];
-        for change in &mut changes {
-            let began = Instant::now();
-            file.write_blank()?;
-            *change = began.elapsed();
-        }
-        fs::remove_file(&path).map_err(|cause| io("remove", &path, cause))?;
-        changes.sort_unstable();
-        Ok(RecordTimes { create, change: changes[REHEARSED_CHANGES / 2] })
+        let file = RecordFile::create_blank(&path)?;
+        Ok(Rehearsal { path, file, create: began.elapsed() })
     }
 
     /// Returns the folder of one guest's records, and creates it if it does not exist.

@@ -2,20 +2,24 @@
 //!
 //! It takes about three seconds, and up to five on a long path. `content` samples the guest's
 //! pages. `path` encodes such pages and sends as many bytes to a sink of the destination's node,
-//! and times how long the node takes to answer. `log` counts for two seconds how many pages the
-//! guest writes. A dry run of the pause measures the rest. Errors of the path come first, before
-//! the guest notices anything.
+//! and times how long the node takes to answer; `record` times changes of a record meanwhile. `log`
+//! counts for two seconds how many pages the guest writes. A dry run of the pause measures the
+//! rest. Errors of the path come first, before the guest notices anything.
 
 mod content;
 mod log;
 mod path;
+mod record;
 
+use std::io;
+use std::panic::resume_unwind;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use self::content::Content;
 use self::log::Log;
+use self::record::RecordTimes;
 use super::source::{SourceSession, dry_run, flush_twice, run_state};
 use super::thread::{StartError, build, connections_useful};
 use crate::estimate::{DryRun, Estimate, Measured, Path, estimate as forecast};
@@ -23,7 +27,7 @@ use crate::front::FrontError;
 use crate::guest::{GuestDescription, GuestError, RunState, SourceGuest};
 use crate::memory::PAGE_BYTES;
 use crate::quic::{LinkError, Tls};
-use crate::record::{RecordError, RecordStore, RecordTimes};
+use crate::record::{RecordError, RecordStore};
 use crate::source::Probe;
 
 /// Longest wait for the guest's disks to be flushed.
@@ -83,11 +87,21 @@ pub fn estimate(
     let connections = session.connections_wanted();
     let session = SourceSession { connections: Some(connections), ..session };
     let content = content::sample(&**guest, description.layout.chunks())?;
+    let rehearsal = records.rehearse(&description.name, description.uuid)?;
     let runtime = build(connections.min(connections_useful())).map_err(StartError::Thread)?;
-    let path = runtime.block_on(path::measure(&session, guest, &content.chunks, tls))?;
+    let (path, record) = thread::scope(|scope| {
+        let (under_way, over) = mpsc::channel();
+        let changing = thread::Builder::new().name("estimate-record".into());
+        let changing = changing.spawn_scoped(scope, move || record::change(rehearsal, &over))?;
+        let path = runtime.block_on(path::measure(&session, guest, &content.chunks, tls));
+        drop(under_way);
+        let record = changing.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok::<_, io::Error>((path, record))
+    })
+    .map_err(StartError::Thread)?;
     drop(runtime);
+    let (path, record) = (path?, record?);
     let log = log::sample(&**guest, description.chunks())?;
-    let record = records.rehearse(&description.name, description.uuid)?;
     let measured = measured(guest, &description, (content, path, log), record)?;
     Ok(forecast(measured, &session.config(description), session.bandwidth))
 }
