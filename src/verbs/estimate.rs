@@ -17,6 +17,8 @@ use crate::units::{PAGE_BYTES, format_count, format_rate, format_size};
 /// Longest wait for an estimate: three seconds of measurements, some of which wait for the other
 /// host.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A longest downtime beyond this multiple of what is expected is shown.
+const NOTABLY: f64 = 1.25;
 
 /// Asks the guest's process for an estimate.
 ///
@@ -70,9 +72,8 @@ fn outcome(forecast: &Forecast, limit: f64) -> Vec<(&'static str, String)> {
         None => "no end in sight".to_owned(),
     };
     let mut lines = vec![("Total time", total)];
-    if let Some(downtime) = forecast.downtime_seconds {
-        let text = format!("{} (limit {})", seconds(downtime), seconds(limit));
-        lines.push(("Downtime", text));
+    if let Some(downtime) = downtime(forecast) {
+        lines.push(("Downtime", format!("{downtime} (limit {})", seconds(limit))));
     }
     if let Some(why_not) = &forecast.why_not {
         lines.push(("Why not", why_not.clone()));
@@ -84,13 +85,23 @@ fn outcome(forecast: &Forecast, limit: f64) -> Vec<(&'static str, String)> {
     lines
 }
 
+/// Formats the downtime, and how long it may become if that is notably longer.
+fn downtime(forecast: &Forecast) -> Option<String> {
+    let downtime = forecast.downtime_seconds?;
+    let longest = forecast.downtime_seconds_max.filter(|longest| *longest > downtime * NOTABLY);
+    Some(match longest {
+        Some(longest) => format!("{}, up to {}", seconds(downtime), seconds(longest)),
+        None => seconds(downtime),
+    })
+}
+
 /// Formats what would come of another way to deal with a stall.
 fn alternative(other: &Forecast) -> String {
     let how = format!("--on-stall {}", other.on_stall);
-    let (Some(total), Some(downtime)) = (other.total_seconds, other.downtime_seconds) else {
+    let (Some(total), Some(downtime)) = (other.total_seconds, downtime(other)) else {
         return format!("{how} would not help either");
     };
-    let (total, downtime) = (seconds(total), seconds(downtime));
+    let total = seconds(total);
     match other.on_stall {
         OnStall::Throttle => format!(
             "{how}: {total} in all, with its vCPUs resting for up to {} % of the time",
@@ -101,7 +112,9 @@ fn alternative(other: &Forecast) -> String {
              meanwhile"
         ),
         OnStall::Force | OnStall::Cancel | OnStall::Wait => {
-            format!("{how}, or --downtime {downtime}: {total} in all, with a pause of {downtime}")
+            let needed = other.downtime_seconds_max.or(other.downtime_seconds).unwrap_or_default();
+            let needed = seconds(needed);
+            format!("{how}, or --downtime {needed}: {total} in all, with a pause of {downtime}")
         }
     }
 }
@@ -121,11 +134,20 @@ fn writes(measured: &Measured) -> String {
     if !measured.is_running {
         return "none: the guest is paused".to_owned();
     }
-    let windows = measured.written.iter().map(|window| {
-        let size = format_size(window.pages * PAGE_BYTES);
-        format!("{size} within {}", seconds(window.seconds))
-    });
-    windows.collect::<Vec<_>>().join(", ")
+    let size = |pages: u64| format_size(pages.saturating_mul(PAGE_BYTES));
+    let windows = measured.written.iter();
+    let windows =
+        windows.map(|window| format!("{} within {}", size(window.pages), seconds(window.seconds)));
+    let windows = windows.collect::<Vec<_>>().join(", ");
+    match measured.written.last() {
+        // An earlier release does not tell them apart.
+        Some(last) if last.hot_pages > 0 => format!(
+            "{} again and again, {} now and then: {windows}",
+            size(last.hot_pages),
+            size(last.pages.saturating_sub(last.hot_pages))
+        ),
+        _ => windows,
+    }
 }
 
 /// Formats a share as a percentage.
@@ -183,6 +205,7 @@ mod tests {
             arrives: true,
             total_seconds: Some(total),
             downtime_seconds: Some(downtime),
+            downtime_seconds_max: Some(downtime * 2.5),
             wire_bytes: 1200 << 20,
             rounds: 7,
             throttle_percent: 0,
@@ -192,7 +215,7 @@ mod tests {
     }
 
     fn estimate() -> Estimate {
-        let window = |seconds, pages| Written { seconds, pages };
+        let window = |seconds, pages| Written { seconds, pages, hot_pages: pages * 3 / 4 };
         Estimate {
             measured: Measured {
                 is_running: true,
@@ -269,7 +292,7 @@ mod tests {
             "no end in sight",
             "rounds do not end",
             "--on-stall throttle: 30.00 s in all, with its vCPUs resting for up to 88 %",
-            "--on-stall force, or --downtime 2.28 s: 25.00 s in all",
+            "--on-stall force, or --downtime 5.70 s: 25.00 s in all, with a pause of 2.28 s, up to 5.70 s",
             "at another time, when it writes no more than 37 % of what it does now",
         ] {
             assert!(text.contains(words), "{words} in\n{text}");
@@ -278,6 +301,16 @@ mod tests {
         let text = shown(&moves, None);
         assert!(text.contains("but only with --on-stall throttle."), "{text}");
         assert!(text.contains("rest for up to 88 % of the time"), "{text}");
+    }
+
+    #[test]
+    fn what_an_earlier_release_does_not_tell_is_not_said() {
+        let mut older = estimate();
+        older.forecast.downtime_seconds_max = None;
+        older.measured.written.iter_mut().for_each(|window| window.hot_pages = 0);
+        let text = shown(&older, None);
+        assert!(text.contains("31.2 ms (limit 300.0 ms)"), "{text}");
+        assert!(text.contains("64 MiB within 2.00 s") && !text.contains("again"), "{text}");
     }
 
     #[test]

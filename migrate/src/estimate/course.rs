@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::writes::Writes;
+use super::writes::{Order, Pages, Writes};
 use super::{Forecast, Measured};
+use crate::convergence::MEASURABLE_BYTES;
 use crate::guest::RunState;
 use crate::limits::Limits;
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::phase::Phase;
 use crate::progress::Transfer;
 use crate::protocol::{DestinationMessage, SourceMessage, Takeover, Version};
+use crate::quic::transport::{send_window, send_window_of_short_round};
 use crate::report::{Outcome, Report};
 use crate::source::{Action, Event, FinalSent, Probe, RoundSent, Source, SourceConfig};
 use crate::stall::OnStall;
@@ -26,20 +28,22 @@ const EVENTS_MAX: u32 = 20_000;
 /// Longest time that anything takes, a year: sums of it do not overflow.
 const STEP_SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
-/// Forecasts a migration that does `on_stall` when it stalls.
+/// Forecasts a migration of a guest that writes in this `order`, and that does `on_stall` when it
+/// stalls.
 pub(super) fn forecast(
     measured: &Measured,
     config: &SourceConfig,
     bandwidth: Option<u64>,
-    on_stall: OnStall,
+    (on_stall, order): (OnStall, Order),
 ) -> Forecast {
-    Course::new(measured, config, bandwidth, on_stall).run()
+    Course::new(measured, config, bandwidth, (on_stall, order)).run()
 }
 
 /// A simulated migration.
 struct Course<'a> {
     measured: &'a Measured,
-    writes: Writes<'a>,
+    writes: Writes,
+    order: Order,
     source: Source,
     on_stall: OnStall,
     /// Limit in bytes per second.
@@ -50,6 +54,8 @@ struct Course<'a> {
     queue: BTreeMap<(Duration, u32), Event>,
     queued: u32,
     pending: Pending,
+    /// How long the transport takes to send what it has queued.
+    queued_seconds: f64,
     transfer: Transfer,
     throttle: u8,
     /// When the source hears, at the earliest, what the destination says once it is ready.
@@ -64,6 +70,8 @@ struct Course<'a> {
 struct Pending {
     /// Pages that are not zero.
     content: u64,
+    /// Those of them that the guest may write: in the first round, any.
+    writable: Pages,
     /// Zero pages of memory.
     zero: u64,
     /// Parts of disks that occupy no space and are not even read.
@@ -75,14 +83,17 @@ impl<'a> Course<'a> {
         measured: &'a Measured,
         config: &SourceConfig,
         bandwidth: Option<u64>,
-        on_stall: OnStall,
+        (on_stall, order): (OnStall, Order),
     ) -> Self {
         let limits = Limits { on_stall, ..config.limits };
         let config = SourceConfig { limits, estimate: None, ..config.clone() };
         let zero = (measured.memory_pages as f64 * measured.zero_ratio.clamp(0.0, 1.0)) as u64;
         let on_disks = measured.disk_content_pages.min(measured.disk_pages);
+        let content = measured.memory_pages.saturating_sub(zero).saturating_add(on_disks);
+        let all = content as f64;
         let pending = Pending {
-            content: measured.memory_pages.saturating_sub(zero).saturating_add(on_disks),
+            content,
+            writable: Pages { hot: all, cold: all },
             zero,
             holes: measured.disk_pages - on_disks,
         };
@@ -90,6 +101,7 @@ impl<'a> Course<'a> {
         Self {
             measured,
             writes: Writes::new(&measured.written, most),
+            order,
             source: Source::new(config, Duration::ZERO),
             on_stall,
             bandwidth,
@@ -97,6 +109,7 @@ impl<'a> Course<'a> {
             queue: BTreeMap::new(),
             queued: 0,
             pending,
+            queued_seconds: 0.0,
             transfer: Transfer::default(),
             throttle: 0,
             ready: Duration::ZERO,
@@ -171,16 +184,11 @@ impl<'a> Course<'a> {
                 self.after(dry_run.pause_and_save_seconds / 2.0, saved);
             }
             Action::SendRemainder { .. } => {
-                self.after(0.0, Event::RemainderSent(FinalSent::default()));
-                self.load_state();
+                self.collect_last(Event::RemainderSent(FinalSent::default()));
             }
             Action::EndStreams => self.after(0.0, Event::StreamsEnded(PageSet::empty(0))),
             Action::CollectMissing => {
-                self.after(
-                    self.measured.collect_seconds,
-                    Event::MissingCollected(PageSet::empty(0)),
-                );
-                self.load_state();
+                self.collect_last(Event::MissingCollected(PageSet::empty(0)));
             }
             Action::Serve { .. } => self.serves = true,
             Action::ResumeGuest => self.after(0.0, Event::Resumed(Ok(()))),
@@ -196,11 +204,13 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Plans the answer of the destination once it has loaded the state. If the commit is early, it
-    /// says nothing, and does not record that it is ready.
-    fn load_state(&mut self) {
-        let Measured { dry_run, path, .. } = self.measured;
-        let loaded = path.answer_seconds + dry_run.pause_and_save_seconds;
+    /// Reads the log a last time, which is `collected`, and plans the answer of the destination
+    /// once it has loaded the state. If the commit is early, it says nothing, and does not record
+    /// that it is ready.
+    fn collect_last(&mut self, collected: Event) {
+        let Measured { dry_run, path, collect_seconds, .. } = self.measured;
+        self.after(*collect_seconds, collected);
+        let loaded = collect_seconds + path.answer_seconds + dry_run.pause_and_save_seconds;
         if self.source.commits_early() {
             self.ready = self.now.saturating_add(duration(loaded));
         } else {
@@ -274,29 +284,51 @@ impl<'a> Course<'a> {
     }
 
     fn send_round(&mut self) {
+        let writable = self.pending.writable;
         let (sent, sending) = self.send_pending();
+        self.queued_seconds = self.queued_by(sent.wire_bytes);
         let seconds = sending + self.measured.collect_seconds;
         let running = seconds * f64::from(100 - self.throttle.min(100)) / 100.0;
-        let dirty_pages = self.writes.left_by_round(running, sent.pages as f64) as u64;
-        self.pending = Pending { content: dirty_pages, zero: 0, holes: 0 };
+        let writable = self.writes.left_by_round(running, writable, self.order);
+        let dirty_pages = writable.sum() as u64;
+        self.pending = Pending { content: dirty_pages, writable, zero: 0, holes: 0 };
         self.after(seconds, Event::Transferred(self.transfer));
         self.after(seconds, Event::RoundSent(RoundSent { dirty_pages, ..sent }));
     }
 
-    /// Sends what the last round has left, and what was written until the guest was paused.
+    /// Returns how long the transport still sends what a round of `bytes` has left in its queue.
+    fn queued_by(&self, bytes: u64) -> f64 {
+        let path = &self.measured.path;
+        if path.is_limited_by(self.bandwidth) {
+            return 0.0;
+        }
+        let rate = path.bytes_per_second.max(1.0);
+        let round_trip = duration(path.round_trip_seconds);
+        let window = match bytes {
+            bytes if bytes < MEASURABLE_BYTES => {
+                send_window_of_short_round(rate, round_trip, bytes)
+            }
+            _ => send_window(rate, round_trip),
+        };
+        (window.min(bytes) as f64 / rate - path.round_trip_seconds).max(0.0)
+    }
+
+    /// Sends what the last round has left, and what was written until the guest was paused, after
+    /// what is queued.
     fn send_final_round(&mut self) {
         let pausing = self.measured.dry_run.pause_and_save_seconds / 2.0;
-        let more = self.writes.within(pausing) as u64;
+        let more = self.writes.within(pausing).sum() as u64;
         self.pending.content = self.pending.content.saturating_add(more);
         let (sent, sending) = self.send_pending();
-        let seconds = sending + self.measured.collect_seconds;
+        let queued = std::mem::take(&mut self.queued_seconds);
+        let seconds = queued + sending + self.measured.collect_seconds;
         self.after(seconds, Event::Transferred(self.transfer));
         self.after(seconds, Event::RoundSent(sent));
     }
 
     /// Sends all pending pages; returns what was sent, and how many seconds that takes.
     fn send_pending(&mut self) -> (RoundSent, f64) {
-        let Pending { content, zero, holes } = self.pending;
+        let Pending { content, zero, holes, .. } = self.pending;
         let Measured { path, zero_page_seconds, .. } = self.measured;
         let bytes = content as f64 * path.page_bytes.max(1.0);
         let limit = self.bandwidth.map_or(f64::INFINITY, |limit| limit as f64);
@@ -324,6 +356,7 @@ impl<'a> Course<'a> {
             arrives: false,
             total_seconds: None,
             downtime_seconds: None,
+            downtime_seconds_max: None,
             wire_bytes: self.transfer.wire_bytes,
             rounds: progress.round,
             throttle_percent: progress.throttle_percent,
@@ -349,6 +382,7 @@ fn reported(report: &Report, on_stall: OnStall) -> Forecast {
         arrives,
         total_seconds: Some(report.total_seconds),
         downtime_seconds: report.downtime_seconds.filter(|_| arrives),
+        downtime_seconds_max: report.downtime_seconds.filter(|_| arrives),
         wire_bytes: report.transfer.wire_bytes,
         rounds: report.rounds_total,
         throttle_percent: stall.map_or(0, |stall| stall.throttle_percent_max),

@@ -3,9 +3,10 @@
 //! [`estimate`] runs the source's own state machine ([`crate::source::Source`]) against a simulated
 //! guest and a simulated link (`course`), so a forecast follows the same rules as a migration: when
 //! another round pays, when the guest is paused, what is done about a stall. `writes` is the
-//! simulated guest. Nothing here uses a clock, a socket or a file; [`crate::session::estimate`]
-//! makes the measurements.
+//! simulated guest, and `chunks` what is counted of the real one. Nothing here uses a clock, a
+//! socket or a file; [`crate::session::estimate`] makes the measurements.
 
+mod chunks;
 mod course;
 #[cfg(test)]
 mod tests;
@@ -14,9 +15,20 @@ mod writes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::chunks::ChunkCounts;
+use self::writes::Order;
 use crate::report::Estimated;
 use crate::source::SourceConfig;
 use crate::stall::OnStall;
+
+/// Guests that sweep through their memory that are simulated, beside one that writes at random
+/// places.
+const SWEEPS: u32 = 8;
+/// The part of its rate to which a link may fall, for the longest downtime: estimates of the total
+/// time are off by a fifth (docs/performance.md).
+const SLOWER_LINK: f64 = 0.8;
+/// A bandwidth limit below this multiple of the measured rate has determined it.
+const LIMITED: f64 = 1.1;
 
 /// What was measured of a guest, of its host, and of the path to the destination. Base units:
 /// seconds, bytes, pages.
@@ -56,6 +68,11 @@ pub struct Written {
     pub seconds: f64,
     /// Distinct pages, of memory and of copied disks.
     pub pages: u64,
+    /// Those of them that are in chunks of 256 KiB whose pages the guest writes again and again: at
+    /// least half of what it wrote there in the first second, it wrote again in the next; 0 from
+    /// earlier releases.
+    #[serde(default)]
+    pub hot_pages: u64,
 }
 
 /// How long the steps of a hand-over take that do not depend on memory.
@@ -96,6 +113,14 @@ pub struct Path {
     pub lost_ratio: f64,
 }
 
+impl Path {
+    /// Returns whether the limit of `bandwidth` bytes per second is what determined the rate, so
+    /// that nothing is queued behind it.
+    fn is_limited_by(&self, bandwidth: Option<u64>) -> bool {
+        bandwidth.is_some_and(|limit| limit as f64 <= self.bytes_per_second * LIMITED)
+    }
+}
+
 /// A forecast, with the measurements behind it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
@@ -129,6 +154,10 @@ pub struct Forecast {
     pub total_seconds: Option<f64>,
     /// Downtime of a guest that arrives.
     pub downtime_seconds: Option<f64>,
+    /// The longest downtime that may come of it, depending on the order in which the guest writes
+    /// its pages; none from earlier releases.
+    #[serde(default)]
+    pub downtime_seconds_max: Option<f64>,
     /// Bytes sent over the data streams.
     pub wire_bytes: u64,
     /// Rounds, including the last one.
@@ -153,10 +182,22 @@ impl Forecast {
 /// Forecasts a migration as `config` asks for it, with at most `bandwidth` bytes per second.
 pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64>) -> Estimate {
     let wanted = config.limits.on_stall;
-    let by = |on_stall| course::forecast(&measured, config, bandwidth, on_stall);
+    let slower = on_slower_link(&measured, bandwidth);
+    let by = |on_stall| {
+        let of = |measured: &Measured| {
+            in_any_order(|order| course::forecast(measured, config, bandwidth, (on_stall, order)))
+        };
+        let forecast = of(&measured);
+        let slower = slower.as_ref().and_then(|slower| of(slower).downtime_seconds_max);
+        let longest =
+            forecast.downtime_seconds_max.map(|longest| longest.max(slower.unwrap_or_default()));
+        Forecast { downtime_seconds_max: longest, ..forecast }
+    };
     let forecast = by(wanted);
-    let arrives =
-        |measured: &Measured| course::forecast(measured, config, bandwidth, OnStall::Wait).arrives;
+    let arrives = |measured: &Measured| {
+        let by_itself = (OnStall::Wait, Order::Random);
+        course::forecast(measured, config, bandwidth, by_itself).arrives
+    };
     let converges = arrives(&measured);
     let others = [OnStall::Throttle, OnStall::Force, OnStall::Postcopy].into_iter();
     let alternatives = match converges {
@@ -176,13 +217,48 @@ pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64
     }
 }
 
+/// Returns what would have been measured on a slower link; none if a limit, which does not change,
+/// is what determines the rate.
+fn on_slower_link(measured: &Measured, bandwidth: Option<u64>) -> Option<Measured> {
+    if measured.path.is_limited_by(bandwidth) {
+        return None;
+    }
+    let bytes_per_second = measured.path.bytes_per_second * SLOWER_LINK;
+    Some(Measured { path: Path { bytes_per_second, ..measured.path }, ..measured.clone() })
+}
+
+/// Returns the forecast with the median downtime for guests that write in several orders, with the
+/// longest downtime of all. If a guest that writes at random places does not arrive, it is that
+/// guest's.
+fn in_any_order(forecast: impl Fn(Order) -> Forecast) -> Forecast {
+    let at_random = forecast(Order::Random);
+    if !at_random.arrives {
+        return at_random;
+    }
+    let sweep = |step: u32| {
+        let ahead = (f64::from(step) + 0.5) / f64::from(SWEEPS);
+        forecast(Order::Sweep { ahead })
+    };
+    let sweeps = (0..SWEEPS).map(sweep).filter(|other| other.arrives);
+    let mut all: Vec<_> = sweeps.chain([at_random]).collect();
+    let downtime = |forecast: &Forecast| forecast.downtime_seconds.unwrap_or_default();
+    all.sort_by(|one, other| downtime(one).total_cmp(&downtime(other)));
+    let longest = all.last().and_then(|forecast| forecast.downtime_seconds);
+    let median = all.swap_remove(all.len() / 2);
+    Forecast { downtime_seconds_max: longest, ..median }
+}
+
 /// Returns the largest share of what the guest writes at which it `arrives`, to one part in 128;
 /// none if it would not even if it wrote nothing.
 fn converging_share(mut measured: Measured, arrives: impl Fn(&Measured) -> bool) -> Option<f64> {
     let written = std::mem::take(&mut measured.written);
     let mut arrives_at = |share: f64| {
-        let less =
-            |window: &Written| Written { pages: (window.pages as f64 * share) as u64, ..*window };
+        let part = |pages: u64| (pages as f64 * share) as u64;
+        let less = |window: &Written| Written {
+            pages: part(window.pages),
+            hot_pages: part(window.hot_pages),
+            ..*window
+        };
         measured.written = written.iter().map(less).collect();
         arrives(&measured)
     };

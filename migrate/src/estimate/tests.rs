@@ -16,7 +16,10 @@ const GIB_PAGES: u64 = 1 << 18;
 /// A guest of 1 GiB, half of it zero, that writes the pages of `written`, over a link with `rate`
 /// bytes per second.
 fn measured(rate: f64, written: impl Fn(f64) -> f64) -> Measured {
-    let window = |seconds: f64| Written { seconds, pages: written(seconds) as u64 };
+    let window = |seconds: f64| {
+        let pages = written(seconds) as u64;
+        Written { seconds, pages, hot_pages: pages }
+    };
     Measured {
         is_running: true,
         memory_pages: GIB_PAGES,
@@ -110,12 +113,24 @@ fn the_downtime_has_an_answer_and_up_to_two_changes_of_records() {
         let mut measured = measured(400e6, idle);
         measured.path.answer_seconds += answer;
         measured.dry_run.record_change_seconds += change;
-        by(measured, OnStall::Wait).forecast.downtime_seconds.unwrap()
+        // At the limit, nothing is queued before the last pages.
+        let estimate = estimate(measured, &config(OnStall::Wait), Some(400_000_000));
+        estimate.forecast.downtime_seconds.unwrap()
     };
     let more = |answer, change| downtime(answer, change) - downtime(0.0, 0.0);
     assert!((more(0.01, 0.0) - 0.01).abs() < 1e-6, "state and decision are answered together");
     let records = more(0.0, 0.01);
     assert!((0.01..0.02).contains(&records), "Committed, beside the state, and Taking: {records}");
+}
+
+#[test]
+fn the_downtime_has_what_the_last_round_leaves_in_the_queue() {
+    let downtime = |bandwidth| {
+        let estimate = estimate(measured(100e6, idle), &config(OnStall::Wait), bandwidth);
+        estimate.forecast.downtime_seconds.unwrap()
+    };
+    let queued = downtime(None) - downtime(Some(100_000_000));
+    assert!((0.025..0.031).contains(&queued), "30 ms of the link, after a long round: {queued}");
 }
 
 #[test]
@@ -176,6 +191,27 @@ fn a_limit_that_is_raised_moves_a_guest_without_another_remedy() {
     let downtime = raised.forecast.downtime_seconds.unwrap();
     assert!(downtime > 1.0 && downtime <= raised.downtime_limit_seconds, "{raised:?}");
     assert!((raised.downtime_limit_seconds - 5.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_downtime_that_depends_on_the_order_of_writes_is_a_range() {
+    let link = 200_000.0 * 4100.0;
+    let range = |written: fn(f64) -> f64| {
+        let forecast = by(measured(link, written), OnStall::Throttle).forecast;
+        let longest = forecast.downtime_seconds_max.unwrap();
+        assert!(forecast.arrives && longest < 0.35, "within the limit: {forecast:?}");
+        [forecast.downtime_seconds.unwrap(), longest]
+    };
+    // Rounds that do not shrink by a quarter end at once, with as much as the first one has left.
+    let [expected, longest] = range(|seconds| (seconds * 170_000.0).min(65_536.0));
+    assert!((0.05..0.15).contains(&expected) && longest > 2.0 * expected, "{expected}, {longest}");
+    // They shrink, but only just: on a slightly slower link they do not.
+    let [expected, longest] = range(|seconds| (seconds * 140_000.0).min(65_536.0));
+    assert!(expected < 0.02 && longest > 0.1, "{expected}, {longest}");
+    for calm in [idle, light] {
+        let [expected, longest] = range(calm);
+        assert!(longest < 0.02, "with or without one more round: {expected}, {longest}");
+    }
 }
 
 #[test]

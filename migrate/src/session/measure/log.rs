@@ -1,15 +1,19 @@
-//! Counts the distinct pages that the guest writes, for windows of growing length.
+//! Counts the distinct pages that the guest writes in windows of growing length, and those that it
+//! writes again and again.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::estimate::Written;
+use crate::estimate::{ChunkCounts, Written};
 use crate::guest::{GuestError, SourceGuest};
 use crate::memory::PageSet;
 
-/// When the dirty log is read, counted from its start. It is not re-armed in between, so each
-/// reading has the pages of the one before.
-const READ_AT_MS: [u64; 5] = [30, 100, 300, 1000, 2000];
+/// How long the guest is watched before what it has written is re-armed: the first write to a page
+/// takes longer than those in the later rounds of a migration, since KVM maps it by itself then.
+const FIRST: Duration = Duration::from_secs(1);
+/// When the dirty log is read after that. It is not re-armed in between, so each reading has the
+/// pages of the one before.
+const READ_AT_MS: [u64; 4] = [30, 100, 300, 1000];
 /// Chunks re-armed at once, and the pause after that: the guest's vCPUs wait for each piece.
 const ARMED_CHUNKS: usize = 1024;
 const ARMING_PAUSE: Duration = Duration::from_micros(50);
@@ -47,22 +51,36 @@ pub(super) fn sample(guest: &dyn SourceGuest, chunks: usize) -> Result<Log, Gues
     let start = began.elapsed();
     // The first reading may have every page.
     guest.collect_dirty(PageSet::empty(chunks).words_mut())?;
-    let arming = Instant::now();
-    for (index, words) in PageSet::full(chunks).words().chunks(ARMED_CHUNKS).enumerate() {
-        guest.rearm_dirty(index * ARMED_CHUNKS, words)?;
-        thread::sleep(ARMING_PAUSE);
-    }
-    // Pages armed first are watched for longer: this is the middle.
-    let watched = arming + arming.elapsed() / 2;
-    let mut dirty = PageSet::empty(chunks);
-    let (mut written, mut collect) = (Vec::new(), Duration::MAX);
+    let began = arm(guest, &PageSet::full(chunks))?;
+    thread::sleep(FIRST.saturating_sub(began.elapsed()));
+    let mut first = PageSet::empty(chunks);
+    guest.collect_dirty(first.words_mut())?;
+    let again = arm(guest, &first)?;
+    let mut later = PageSet::empty(chunks);
+    let (mut counts, mut collect) = (ChunkCounts::new(chunks), Duration::MAX);
     for ms in READ_AT_MS {
-        thread::sleep(Duration::from_millis(ms).saturating_sub(watched.elapsed()));
-        let seconds = watched.elapsed().as_secs_f64();
+        thread::sleep(Duration::from_millis(ms).saturating_sub(again.elapsed()));
+        let seconds = again.elapsed().as_secs_f64();
         let reading = Instant::now();
-        guest.collect_dirty(dirty.words_mut())?;
+        guest.collect_dirty(later.words_mut())?;
         collect = collect.min(reading.elapsed());
-        written.push(Written { seconds, pages: dirty.count() });
+        counts.add(seconds, &later);
     }
-    Ok(Log { start, collect, written })
+    let mut all = first.clone();
+    all.union(&later);
+    counts.add(began.elapsed().as_secs_f64(), &all);
+    Ok(Log { start, collect, written: counts.windows(&first, &later) })
+}
+
+/// Arms the log for these pages; returns since when they are watched. Those that are armed first
+/// are watched for longer: it is the middle.
+fn arm(guest: &dyn SourceGuest, pages: &PageSet) -> Result<Instant, GuestError> {
+    let arming = Instant::now();
+    for (index, words) in pages.words().chunks(ARMED_CHUNKS).enumerate() {
+        if words.iter().any(|word| *word != 0) {
+            guest.rearm_dirty(index * ARMED_CHUNKS, words)?;
+            thread::sleep(ARMING_PAUSE);
+        }
+    }
+    Ok(arming + arming.elapsed() / 2)
 }

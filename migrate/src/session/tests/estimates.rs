@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
@@ -46,6 +48,37 @@ async fn an_estimate_measures_a_guest_and_leaves_it_as_it_was() {
     let limit = f64::from(16 << 20);
     assert!(measured.path.bytes_per_second < limit * 1.5, "the limit holds: {measured:?}");
     assert!(estimate.converges && estimate.forecast.arrives, "{estimate:?}");
+}
+
+/// Writes the first chunk again and again, and the pages after it one by one, until the sender of
+/// `over` is dropped.
+fn write(guest: &FakeSource, over: &mpsc::Receiver<()>) {
+    for page in (64..64 * 64).cycle() {
+        for written in (0..64).chain([page]) {
+            guest.write(written, Content::Random, 3);
+        }
+        if over.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_estimate_tells_what_is_written_again_and_again() {
+    let world = World::new();
+    let guest = FakeSource::new(64, Content::Text);
+    let (under_way, over) = mpsc::channel();
+    let writing = thread::spawn({
+        let guest = guest.clone();
+        move || write(&guest, &over)
+    });
+    let estimate = estimated(&world, world.session(), &guest).await.unwrap();
+    drop(under_way);
+    writing.join().unwrap();
+    let last = estimate.measured.written.last().unwrap();
+    assert_eq!(last.hot_pages, 64, "{last:?}");
+    assert!(last.pages > 64, "{last:?}");
+    assert!(estimate.measured.dry_run.record_change_seconds > 0.0, "{estimate:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
