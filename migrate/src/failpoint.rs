@@ -8,7 +8,7 @@
 //! `hold` (skips the step), `freeze` (skips it, and suspends this side's deadlines until it loses
 //! its connection), `stall=PATH` (creates that file and blocks its thread until the file is gone),
 //! `panic` (panics in the session's thread), `cut` (closes the connections), `flip` (corrupts a
-//! byte of the frame).
+//! byte of the frame), `pass` (lets the step happen: the entry after it is for the next one).
 //!
 //! `LIGHTER_PROTOCOL_VERSIONS=7,8` makes this process speak those versions and no others, and
 //! `LIGHTER_PROTOCOL_WITHOUT=128` leaves the features of these bits out of its offer.
@@ -134,6 +134,9 @@ mod enabled {
                 point.is(moment, name) && !point.struck.swap(true, Ordering::Relaxed)
             };
             let Some(point) = self.points.iter().find(fires) else { return Passage::Go };
+            if matches!(point.action, Action::Pass(Passage::Go)) {
+                return Passage::Go;
+            }
             tracing::warn!(point = point.at, "failpoint");
             match &point.action {
                 Action::Pass(passage) => *passage,
@@ -157,6 +160,7 @@ mod enabled {
                 "freeze" => Action::Freeze,
                 "cut" => Action::Pass(Passage::Cut),
                 "flip" => Action::Pass(Passage::Flip),
+                "pass" => Action::Pass(Passage::Go),
                 "panic" => Action::Panic,
                 other if other.starts_with("stall=") => {
                     Action::Stall(other["stall=".len()..].into())
@@ -215,9 +219,11 @@ mod enabled {
 
         #[test]
         fn a_failpoint_that_is_given_twice_fires_twice() {
-            let points = Failpoints::parse("source.data.pages:flip,source.data.pages:cut");
-            let reached = [(); 3].map(|()| points.reach("source.data", "pages"));
-            assert_eq!(reached, [Passage::Flip, Passage::Cut, Passage::Go]);
+            let points = Failpoints::parse(
+                "source.data.pages:flip,source.data.pages:pass,source.data.pages:cut",
+            );
+            let reached = [(); 4].map(|()| points.reach("source.data", "pages"));
+            assert_eq!(reached, [Passage::Flip, Passage::Go, Passage::Cut, Passage::Go]);
         }
     }
 }

@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::fixtures::{Host, Lab, holds, until};
+use crate::read_only::turn_read_only;
 use support::WITHOUT_EARLY_COMMIT;
 use support::state_folder::belongs;
 
@@ -39,13 +40,29 @@ pub(crate) enum Course {
     Precopy,
     /// The guest; most of its memory follows it.
     Postcopy {
-        /// Further failpoints of the source, which keep memory from following.
+        /// Further failpoints, of either side: what must not happen before the phase is reached,
+        /// or not in it.
         held: &'static str,
     },
 }
 
+impl Course {
+    /// The failpoints of one side, `source` or `destination`, besides that of the phase.
+    fn held_at(self, side: &str) -> String {
+        let held = match self {
+            Self::Precopy => "",
+            Self::Postcopy { held } => held,
+        };
+        let is_there =
+            |point: &&str| point.strip_prefix(side).is_some_and(|it| it.starts_with('.'));
+        held.split(',').filter(is_there).collect::<Vec<_>>().join(",")
+    }
+}
+
 /// Record state of a host that has no record yet.
 const NONE: &str = "";
+/// What `lighter ls --all` says of a guest that was lost with its host.
+const WENT_DOWN: &str = "was lost when the host went down";
 /// A held destination continues when this file on its host is removed.
 const HELD: &str = "/tmp/lab-held";
 
@@ -60,6 +77,13 @@ pub(crate) enum Outcome {
     InDoubt,
     /// The guest was lost with the host that ran it, as in any crash.
     Gone,
+}
+
+impl Phase {
+    /// Whether it is the destination that is held.
+    fn is_held_there(&self) -> bool {
+        self.point.starts_with("destination.")
+    }
 }
 
 const CONNECT: Phase = undecided("connect", "source.recv.welcome", NONE);
@@ -136,15 +160,16 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// Starts both nodes; if `point` is a failpoint of the destination, the second node is held
-    /// there.
-    pub(crate) fn set(point: &str) -> Self {
+    /// Starts both nodes; the second one holds its guests at the failpoints of the destination in
+    /// `phase`.
+    pub(crate) fn set(phase: &Phase) -> Self {
         let scenario = Self { lab: Lab::of(2), memory: "--memory 16M", expected: Vec::new() };
-        if point.starts_with("destination") {
-            let [_, there] = scenario.hosts();
-            let environment = format!("LIGHTER_FAILPOINT={point}:stall={HELD}");
-            there.sh(&format!("echo {environment} > /run/lab/node.env")).ok();
+        let mut points = phase.course.held_at("destination");
+        if phase.is_held_there() {
+            points.push_str(&format!(",{}:stall={HELD}", phase.point));
         }
+        let [_, there] = scenario.hosts();
+        there.sh(&format!("echo LIGHTER_FAILPOINT={points} > /run/lab/node.env")).ok();
         scenario.lab.nodes();
         scenario
     }
@@ -168,11 +193,12 @@ impl Scenario {
     fn start(&mut self, phase: &Phase, outcome: Outcome) {
         let [here, there] = self.hosts();
         let (name, memory) = (phase.name, self.memory);
-        let (held, options) = match phase.course {
-            Course::Precopy => ("", ""),
+        let options = match phase.course {
+            Course::Precopy => "",
             // So slow that most of its memory is still here.
-            Course::Postcopy { held } => (held, "--bandwidth 100KB/s"),
+            Course::Postcopy { .. } => "--bandwidth 100KB/s",
         };
+        let held = phase.course.held_at("source");
         let mut point = format!("LIGHTER_FAILPOINT={held},{}:freeze", phase.point);
         if phase.point.ends_with(".ready") {
             // Only sides without early commits reach it.
@@ -212,18 +238,8 @@ impl Scenario {
     /// Waits until a migration is held and the records show `phase`. The host that holds it runs
     /// the shell command `then` at once.
     fn await_held(&self, phase: &Phase, then: &str) {
-        let [here, there] = self.hosts();
-        let name = phase.name;
-        let host = if phase.point.starts_with("destination") { there } else { here };
-        // Guests have units of their own. Other guests may be held at the same point.
-        let units = format!("--unit lab-guest-{name} --unit 'lighter-guest-{name}-*'");
-        let log = Host::log_of(&units);
-        host.sh(&format!(
-            "until {log} 2> /dev/null | grep --fixed-strings 'point=\"{}\"'; \
-             do [ $SECONDS -lt 900 ] || exit 1; sleep 0.1; done; {then}",
-            phase.point
-        ))
-        .ok();
+        let ([here, there], name) = (self.hosts(), phase.name);
+        await_point(if phase.is_held_there() { there } else { here }, name, phase.point, then);
         until("the records say where it is held", || {
             let seen = [here, there].map(|host| states(host).remove(name).unwrap_or_default());
             holds(seen == phase.records, (seen, phase.records))
@@ -278,6 +294,45 @@ impl Scenario {
                 is_intact(*host, guest);
             }
         }
+        self.records_agree();
+        self.doubts_are_resolved();
+    }
+
+    /// Asserts that the records of both hosts say where each guest is.
+    #[track_caller]
+    fn records_agree(&self) {
+        let recorded = self.hosts().map(states);
+        for (name, outcome) in &self.expected {
+            let [here, there] =
+                recorded.each_ref().map(|states| states.get(*name).map_or(NONE, String::as_str));
+            let agree = match outcome {
+                Outcome::Source => here == "aborted" && [NONE, "discarded"].contains(&there),
+                Outcome::Destination => here == "done" && there == "running",
+                Outcome::InDoubt => here == "committed" || here == "serving",
+                Outcome::Gone => ["done", "aborted"].contains(&here),
+            };
+            assert!(agree, "{name}, {outcome:?}: {here} and {there}");
+        }
+    }
+
+    /// Asserts that the host of a guest in doubt names the way out, and that it is one: an operator
+    /// has the guest run at the source.
+    #[track_caller]
+    fn doubts_are_resolved(&self) {
+        let [here, there] = self.hosts();
+        for (name, _) in self.expected.iter().filter(|(_, it)| *it == Outcome::InDoubt) {
+            let detail = here.guest(name).map(|guest| guest["detail"].to_string());
+            let detail = detail.unwrap_or_default();
+            assert!(detail.contains("--resolve run"), "{detail}");
+            here.lighter(&format!("migrate {name} --resolve run")).ok();
+            until("the doubt is over", || {
+                let recorded = [here, there].map(|host| states(host).remove(*name));
+                let is_over = recorded == ["aborted", "discarded"].map(|it| Some(it.to_owned()));
+                let state = here.state_of(name);
+                holds(is_over && state.as_deref() == Some("running"), (state, recorded))
+            });
+            is_intact(here, name);
+        }
     }
 
     /// Asserts that the host has only the processes and folders of `guests`, its node, and settled
@@ -303,6 +358,19 @@ impl Scenario {
             holds(is_clean, (open, strays, running, &processes))
         });
     }
+}
+
+/// Waits until the guest `name` reaches the failpoint `point` on `host`, which then runs the shell
+/// command `then` at once.
+pub(crate) fn await_point(host: Host<'_>, name: &str, point: &str, then: &str) {
+    // Guests have units of their own. Other guests may be held at the same point.
+    let units = format!("--unit lab-guest-{name} --unit 'lighter-guest-{name}-*'");
+    let log = Host::log_of(&units);
+    host.sh(&format!(
+        "until {log} 2> /dev/null | grep --fixed-strings 'point=\"{point}\"'; \
+         do [ $SECONDS -lt 900 ] || exit 1; sleep 0.1; done; {then}"
+    ))
+    .ok();
 }
 
 /// The states of the guests on a host, by name.
@@ -340,6 +408,18 @@ pub(crate) fn is_intact(host: Host<'_>, guest: &str) {
     );
 }
 
+/// Asserts that `lighter ls --all` says how the guest has ended on the host.
+#[track_caller]
+pub(crate) fn ended(host: Host<'_>, guest: &str, words: &[&str]) {
+    let listed = host.lighter("ls --all --json").json();
+    let listed = listed.as_array().expect("a list");
+    let its: Vec<_> = listed.iter().filter(|it| it["name"] == guest).collect();
+    let [it] = its[..] else { panic!("one entry is expected: {its:#?}") };
+    assert_eq!(it["state"], "ended", "{it:#}");
+    let reason = it["reason"].as_str().unwrap_or_default();
+    assert!(words.iter().all(|word| reason.contains(word)), "{words:?} in: {reason}");
+}
+
 macro_rules! in_each_phase {
     ($outage:ident: $($test:ident $phase:ident),*) => {
         mod $outage {
@@ -355,18 +435,24 @@ in_each_phase!(destination_loses_power: connect CONNECT, prepare PREPARE, precop
     remainder REMAINDER, ready READY, loading LOADING, commit COMMIT, taking TAKING, resume RESUME);
 
 pub(crate) fn source_loses_power(phase: &Phase) {
-    let mut scenario = Scenario::set(phase.point);
+    let mut scenario = Scenario::set(phase);
     scenario.hold(phase, phase.source_lost_power);
     scenario.lose_power(1);
     scenario.release();
     scenario.ends_as_expected();
+    if phase.source_lost_power == Outcome::Gone {
+        ended(scenario.hosts()[0], phase.name, &[WENT_DOWN]);
+    }
 }
 
 pub(crate) fn destination_loses_power(phase: &Phase) {
-    let mut scenario = Scenario::set(phase.point);
+    let mut scenario = Scenario::set(phase);
     scenario.hold(phase, phase.destination_lost_power);
     scenario.lose_power(2);
     scenario.ends_as_expected();
+    if phase.destination_lost_power == Outcome::Gone {
+        ended(scenario.hosts()[1], phase.name, &[WENT_DOWN]);
+    }
 }
 
 #[test]
@@ -389,19 +475,35 @@ fn the_cable_is_out_while_the_destination_loads_the_state() {
     cable_is_out_at_the_destination(&LOADING);
 }
 
-/// Unplugs the cable while the destination is held in `phase`, and lets it continue.
+/// The guest waits for the record, not for the destination.
+#[test]
+fn a_commit_is_undone_once_that_can_be_recorded_while_the_cable_is_out() {
+    let mut scenario = Scenario::set(&REMAINDER);
+    scenario.hold(&REMAINDER, Outcome::Source);
+    let [here, there] = scenario.hosts();
+    let is = |state: &str| holds(here.state_of(REMAINDER.name).as_deref() == Some(state), ());
+    turn_read_only(here);
+    there.cut_cable();
+    until("the guest stands still", || is("in-doubt"));
+    here.sh("mount -o remount,rw /").ok();
+    until("the guest runs", || is("running"));
+    there.mend_cable();
+    scenario.ends_as_expected();
+}
+
+/// Unplugs the cable of the destination in `phase`, and lets it continue if it is held.
 pub(crate) fn cable_is_out_at_the_destination(phase: &Phase) {
-    let mut scenario = Scenario::set(phase.point);
+    let mut scenario = Scenario::set(phase);
     scenario.hold(phase, phase.cable_was_out);
     scenario.pull_cable();
     scenario.ends_as_expected();
 }
 
-/// Holds one guest in each of `phases`, unplugs the cable for `time`, and checks the outcomes. Each
-/// guest's UDP traffic is dropped as soon as that guest is held, so that it loses its connection in
-/// that phase while the others still need the cable.
+/// Holds one guest in each of `phases`, at the source, unplugs the cable for `time`, and checks the
+/// outcomes. Each guest's UDP traffic is dropped as soon as that guest is held, so that it loses
+/// its connection in that phase while the others still need the cable.
 pub(crate) fn cable_is_out_for(time: Duration, phases: &[&Phase]) {
-    let mut scenario = Scenario::set("");
+    let mut scenario = Scenario::set(phases[0]);
     let filter = "nft 'add table inet lab; add chain inet lab in { type filter hook input priority 0; }; \
                   add chain inet lab out { type filter hook output priority 0; }'";
     scenario.hosts()[0].sh(filter).ok();
