@@ -330,6 +330,7 @@ impl SourceGuest for Departing {
             if from < to {
                 let words = &words[from - first_chunk..to - first_chunk];
                 part.disk.rearm(from - part.first_chunk, words);
+                self.machine.vm().note_disk_rearmed(words);
             }
         }
         let memory = self.memory_chunks().saturating_sub(first_chunk).min(words.len());
