@@ -23,7 +23,7 @@ pub(crate) fn grows(guest: &StockGuest, host: Host<'_>, (device, disk): (&str, &
 
 /// The bytes that these files occupy.
 #[track_caller]
-fn occupied_bytes(host: Host<'_>, files: [&str; 2]) -> u64 {
+fn occupied_bytes(host: Host<'_>, files: &[&str]) -> u64 {
     let total = format!("du --block-size=1 --total {} | tail -n 1", files.join(" "));
     let shown = host.sh(&total).ok();
     shown.split_whitespace().next().and_then(|bytes| bytes.parse().ok()).expect("a number of bytes")
@@ -47,7 +47,7 @@ fn an_image_is_shared_copied_and_sound_after_a_power_cut() {
     begin_writing(&guest, here);
     here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
     let options = format!("--copy-disk {shared} --disk-path {shared}={own}");
-    let content = occupied_bytes(there, [&shared, &format!("{SHARED}/base.raw")]);
+    let content = occupied_bytes(there, &[&shared, &format!("{SHARED}/base.raw")]);
     assert!(content + SENT_AGAIN_BYTES_MAX < 256 << 20, "{content} bytes: holes would not show");
     let report = there
         .lighter(&format!("migrate debian {} {options} --downtime 10s --json", here.address()))
@@ -61,6 +61,14 @@ fn an_image_is_shared_copied_and_sound_after_a_power_cut() {
     guest
         .sh(here, "dd if=/dev/urandom of=/dev/vdb bs=4k oflag=direct,seek_bytes seek=1000G count=8")
         .ok();
+
+    // What the guest discards, the host gets back.
+    guest.sh(here, "dd if=/dev/urandom of=/dev/vdb bs=1M seek=500K count=32 conv=fsync").ok();
+    let before = occupied_bytes(here, &[own]);
+    guest.sh(here, "blkdiscard -o 500G -l 32M /dev/vdb && sync /dev/vdb").ok();
+    let after = occupied_bytes(here, &[own]);
+    assert!(after + (31 << 20) <= before, "{after} bytes of {before}");
+    is_sound(here, own);
 
     // Discards, and flushed writes to new clusters, until the power is cut.
     let fill = "dd if=/dev/urandom of=/dev/vdb bs=4k oflag=direct,seek_bytes conv=notrunc,fdatasync count=1";

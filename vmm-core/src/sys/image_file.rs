@@ -63,13 +63,12 @@ impl DirtyMark {
         self.change(|byte| byte | DIRTY)
     }
 
-    /// Durably takes the mark off, if it is set. All that was written to the tables must be in the
-    /// file.
+    /// Durably takes the mark off, if it is set. All that was written to the tables must be durable
+    /// by [`DirtyMark::sync`].
     ///
     /// # Errors
-    /// If the system refuses, or has refused to make tables durable before: then the mark stays.
+    /// If the system refuses.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        self.sync()?;
         if self.is_set.load(Ordering::Acquire) {
             self.change(|byte| byte & !DIRTY)?;
             self.is_set.store(false, Ordering::Release);

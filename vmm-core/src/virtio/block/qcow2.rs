@@ -12,6 +12,7 @@
 //! opened ([`backing`]). Their formats are those that images say they have; none is guessed.
 
 mod backing;
+mod freed;
 mod header;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use imago::{
 
 pub(super) use self::backing::Backing;
 use self::backing::Below;
+use self::freed::Freed;
 use self::header::Header;
 use super::config::Access;
 use super::copy::next_data;
@@ -80,6 +82,8 @@ pub(super) struct Image {
     tables: RwLock<Tables>,
     /// Taken for what may write the tables.
     writing: Mutex<()>,
+    /// Locked last.
+    freed: Mutex<Freed>,
     mark: Arc<DirtyMark>,
     below: Below,
 }
@@ -109,8 +113,8 @@ impl Image {
         let mark = DirtyMark::new(file);
         let tables = open(path, file, access, &mark, &mut below)?;
         let (path, file) = (path.to_owned(), Arc::clone(file));
-        let (tables, writing) = (RwLock::new(tables), Mutex::new(()));
-        Ok(Self { path, file, tables, writing, mark, below })
+        let (tables, writing, freed) = (RwLock::new(tables), Mutex::new(()), Mutex::default());
+        Ok(Self { path, file, tables, writing, freed, mark, below })
     }
 
     /// Opens the image again, whose tables may have changed in the file.
@@ -123,7 +127,7 @@ impl Image {
     }
 
     fn read_again(&self, tables: &mut Tables, access: Access) -> io::Result<()> {
-        tables.flush()?;
+        self.make_durable(tables)?;
         self.mark.clear()?;
         let mut below = self.below.clone();
         *tables = open(&self.path, &self.file, access, &self.mark, &mut below)?;
@@ -137,7 +141,7 @@ impl Image {
     pub(super) fn close(&self) -> io::Result<()> {
         // No tables may be written until the mark is off.
         let tables = self.exclusive();
-        tables.flush()?;
+        self.make_durable(&tables)?;
         self.mark.clear()
     }
 
@@ -280,10 +284,35 @@ impl Image {
     /// # Errors
     /// As for [`Image::write`].
     pub(super) fn clear(&self, offset: u64, bytes: u64, how: Clearing) -> io::Result<()> {
-        match how {
-            Clearing::Zero => self.exclusive().write_zeroes(offset, bytes),
-            Clearing::PunchHole => self.exclusive().discard_to_zero(offset, bytes),
+        let mut tables = self.exclusive();
+        if how == Clearing::Zero {
+            return tables.write_zeroes(offset, bytes);
         }
+        let (mut from, end) = (offset, offset.saturating_add(bytes));
+        while from < end {
+            let to = self.note_freed(&tables, from, end)?;
+            tables.discard_to_zero(from, to - from)?;
+            if to < end {
+                self.make_durable(&tables)?;
+            }
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Notes where the file has the disk's bytes from `from` on, before they are discarded; returns
+    /// up to which, at most `end`, there was room to do so.
+    fn note_freed(&self, tables: &Tables, from: u64, end: u64) -> io::Result<u64> {
+        let mut freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut to = from;
+        while to < end && !freed.is_full() {
+            let (place, length) = in_place(tables, to, end - to, Direction::Out)?;
+            if let Some(Place { at, .. }) = place {
+                freed.note(at..at + length);
+            }
+            to += length;
+        }
+        Ok(to)
     }
 
     /// Makes all writes durable.
@@ -291,9 +320,22 @@ impl Image {
     /// # Errors
     /// If the system refuses, or has refused to make tables durable before.
     pub(super) fn flush(&self) -> io::Result<()> {
+        let tables = self.shared();
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared().flush()?;
-        self.mark.sync()
+        self.make_durable(&tables)
+    }
+
+    /// As [`Image::flush`], while nothing else writes tables. Space of what was discarded before
+    /// goes back to the file system.
+    fn make_durable(&self, tables: &Tables) -> io::Result<()> {
+        tables.flush()?;
+        self.mark.sync()?;
+        let mut freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = freed.give_back(&self.file) {
+            let path = self.path.display();
+            tracing::debug!(%error, "space that discards have freed in the image {path} stays occupied");
+        }
+        Ok(())
     }
 
     /// Returns the next range of the disk's first `bytes`, from `at` on, that may contain anything

@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Bytes of the header that all versions have.
-const BYTES: usize = 72;
+/// Bytes of the header up to the fields of version 3 that are read here; all images are longer.
+const BYTES: usize = 100;
+/// Base-2 logarithm of the bits of a refcount in an image of version 2.
+const REFCOUNT_ORDER_OF_VERSION_2: u32 = 4;
 /// Most L2 tables that imago 0.2.6 keeps in memory for each file (`qcow2/mod.rs`).
 const L2_CACHED: u64 = 128;
 /// Most refcount blocks, likewise.
@@ -18,13 +20,17 @@ const ENTRY_BYTES: u64 = 8;
 pub(super) struct Header {
     pub(super) version: u32,
     pub(super) is_encrypted: bool,
-    cluster_bits: u32,
+    pub(super) cluster_bits: u32,
     /// Size of the disk in bytes.
     disk_bytes: u64,
     /// Entries of the L1 table, which may be more than there are L2 tables.
     l1_entries: u64,
+    /// Offset of the refcount table.
+    pub(super) refcount_at: u64,
     /// Clusters of the refcount table.
-    refcount_clusters: u64,
+    pub(super) refcount_clusters: u64,
+    /// Base-2 logarithm of the bits of a refcount.
+    pub(super) refcount_order: u32,
 }
 
 impl Header {
@@ -36,13 +42,17 @@ impl Header {
         let mut bytes = [0; BYTES];
         file.read_exact_at(&mut bytes, 0)?;
         let field = |at: usize| u32::from_be_bytes(std::array::from_fn(|n| bytes[at + n]));
+        let long = |at: usize| u64::from(field(at)) << 32 | u64::from(field(at + 4));
+        let version = field(4);
         Ok(Self {
-            version: field(4),
+            version,
             is_encrypted: field(32) != 0,
             cluster_bits: field(20),
-            disk_bytes: u64::from(field(24)) << 32 | u64::from(field(28)),
+            disk_bytes: long(24),
             l1_entries: field(36).into(),
+            refcount_at: long(48),
             refcount_clusters: field(56).into(),
+            refcount_order: if version < 3 { REFCOUNT_ORDER_OF_VERSION_2 } else { field(96) },
         })
     }
 

@@ -1,5 +1,7 @@
 //! Tests of qcow2 images.
 
+mod space;
+
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -501,6 +503,7 @@ enum Step {
     Write { at: u64, bytes: u64, with: u8 },
     Clear { at: u64, bytes: u64, keeps_space: bool },
     Grow { bytes: u64 },
+    Flush,
     OpenAgain,
 }
 
@@ -516,6 +519,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (range, any::<bool>())
             .prop_map(|((at, bytes), keeps_space)| Step::Clear { at, bytes, keeps_space }),
         1 => (1..200_u64).prop_map(|sectors| Step::Grow { bytes: sectors * 512 }),
+        1 => Just(Step::Flush),
         1 => Just(Step::OpenAgain),
     ];
     proptest::collection::vec(step, 1..30)
@@ -564,6 +568,7 @@ proptest! {
                     expected.resize(known + bytes as usize, 0);
                     image.grow(known as u64, expected.len() as u64).unwrap();
                 }
+                Step::Flush => image.flush().unwrap(),
                 Step::OpenAgain => image.open_again(Access::ReadWrite).unwrap(),
             }
             prop_assert!(content(&image) == expected);
