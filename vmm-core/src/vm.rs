@@ -33,6 +33,8 @@ mod balloon;
 mod device_tests;
 mod dirty;
 mod disks;
+#[cfg(test)]
+mod earlier_tests;
 mod hot_plug;
 mod identity;
 #[cfg(test)]

@@ -30,7 +30,7 @@ const FRAME: u64 = 0x80_0000;
 const HEADER_BYTES: usize = 12;
 
 /// Runs `test` on a thread in a namespace with a bridge `br0`.
-fn on_a_bridge(test: fn()) {
+pub(super) fn on_a_bridge(test: fn()) {
     if std::env::var_os("LIGHTER_TEST_SKIP_NETWORK").is_some() {
         eprintln!("skipped, because LIGHTER_TEST_SKIP_NETWORK is set");
         return;
