@@ -1,6 +1,8 @@
 //! Checks that the fuzz targets reach their code: input that the first checks reject tests nothing
 //! behind them.
 
+use std::cell::Cell;
+
 use arbitrary::{Arbitrary, Unstructured};
 use fuzz::arrival::{self, Arrival};
 use fuzz::certificate::{self, Text};
@@ -9,12 +11,17 @@ use fuzz::driver::{
     Network, Operator, Program, Reach, RegisterScript, Script, VsockRequest,
 };
 use fuzz::file::{self, Encoded, Line, SavedGuest, TemplateFile};
+use fuzz::host_device::{self, HostDevice, SeenReach};
+use fuzz::hot_plug::{self, BusReach, BusScript};
 use fuzz::peer::{self, PageStream};
+use fuzz::seed::{self, Documents};
 use vmm_core::DeviceConfig;
 use vmm_core::virtio::balloon::FreePages;
 
 /// Number of inputs to try.
 const INPUTS: u64 = 400;
+/// Number of inputs of those that make virtual machines.
+const MACHINES: u64 = 40;
 
 type Disk = Script<DiskRequest, Copier>;
 type Net = Script<NetRequest, Network>;
@@ -25,7 +32,15 @@ fn reached<T>(run: impl Fn(T) -> u64) -> u64
 where
     T: for<'a> Arbitrary<'a>,
 {
-    (1..=INPUTS)
+    reached_by(INPUTS, run)
+}
+
+/// As [`reached`], over so many inputs.
+fn reached_by<T>(inputs: u64, run: impl Fn(T) -> u64) -> u64
+where
+    T: for<'a> Arbitrary<'a>,
+{
+    (1..=inputs)
         .filter_map(|seed| T::arbitrary_take_rest(Unstructured::new(&noise(seed))).ok())
         .map(run)
         .sum()
@@ -99,6 +114,33 @@ fn functions_move_and_interrupt() {
 }
 
 #[test]
+fn devices_come_and_go() {
+    let all = Cell::new(BusReach::default());
+    let inserted = reached_by(MACHINES, |script: BusScript| {
+        let (before, own) = (all.get(), hot_plug::run(&script));
+        let (taken, moved) = (before.taken + own.taken, before.moved + own.moved);
+        all.set(BusReach { taken, moved, ..before });
+        own.inserted
+    });
+    let BusReach { taken, moved, .. } = all.get();
+    assert!(inserted > MACHINES, "{inserted} attached");
+    assert!(taken > MACHINES / 4, "{taken} let go of");
+    assert!(moved > MACHINES / 4, "{moved} moved");
+}
+
+#[test]
+fn devices_of_the_host_are_seen() {
+    let of = |count: fn(&SeenReach) -> u64| {
+        reached(|device: HostDevice| count(&host_device::see(&device)))
+    };
+    let [possible, passed_on, decoded] =
+        [of(|reach| reach.possible), of(|reach| reach.passed_on), of(|reach| reach.decoded)];
+    assert!(possible > INPUTS / 20, "{possible} devices that a guest can have");
+    assert!(passed_on > INPUTS / 20, "{passed_on} bytes of devices");
+    assert!(decoded > INPUTS / 20, "{decoded} addresses");
+}
+
+#[test]
 fn what_a_peer_says_is_understood_at_times() {
     let frames = reached(|frames: PageStream| peer::pages(&frames));
     assert!(frames > INPUTS / 4, "{frames} page frames");
@@ -123,4 +165,6 @@ fn files_are_understood_at_times() {
     assert!(!file::record(&[Line::Checked(b"{}".to_vec())]));
     let certificates = reached(|text: Text| certificate::read(&text));
     assert!(certificates > INPUTS / 20, "{certificates} requests and certificates");
+    let documents = reached(|documents: Documents| seed::seed(&documents));
+    assert!(documents > INPUTS / 20, "{documents} documents");
 }

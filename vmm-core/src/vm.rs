@@ -35,6 +35,8 @@ mod dirty;
 mod disks;
 #[cfg(test)]
 mod earlier_tests;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 mod hot_plug;
 mod identity;
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | `windows` | where BARs may be, and what of them needs no exit |
 //! | `function` | the device as a function on the guest's bus |
 //! | `interrupts` | MSI-X, from the host's kernel to KVM |
+//! | `fuzzing` | a view without a device, for the fuzz targets |
 //!
 //! Such a device writes to the guest's memory when it likes, at addresses that its driver has given
 //! it: the IOMMU leads them to the guest's pages, all of which are pinned. So the guest cannot move
@@ -15,6 +16,8 @@
 //! the reasons.
 
 mod function;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod host_device;
 mod interrupts;
 mod view;

@@ -92,6 +92,15 @@ impl SeedConfig {
         Ok(())
     }
 
+    /// Returns the content of the disk.
+    ///
+    /// # Errors
+    /// If it cannot be made of the documents.
+    #[cfg(feature = "fuzzing")]
+    pub fn disk(&self) -> io::Result<Vec<u8>> {
+        self.image()
+    }
+
     /// Returns the content of the disk: a FAT file system, always the same for the same documents.
     fn image(&self) -> io::Result<Vec<u8>> {
         let mut image = vec![0; DISK_BYTES];
