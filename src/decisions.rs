@@ -71,19 +71,20 @@ pub(crate) fn text(decided: &Decided) -> String {
             time_limit_seconds,
             bandwidth_limit_bytes_per_second,
             on_stall,
-        } => {
-            let parts = [
-                downtime_limit_seconds.map(|limit| format!("downtime={}", time(limit))),
-                downtime_max_seconds.map(|limit| format!("downtime-max={}", time(limit))),
-                time_limit_seconds.map(|limit| format!("timeout={}", time(limit))),
-                bandwidth_limit_bytes_per_second.map(|limit| format!("bandwidth={}", bound(limit))),
-                on_stall.map(|on_stall| format!("on-stall={on_stall}")),
-            ];
-            let parts: Vec<_> = parts.into_iter().flatten().collect();
-            format!("new limits: {}", parts.join(", "))
-        }
+        } => given([
+            downtime_limit_seconds.map(|limit| format!("downtime={}", time(limit))),
+            downtime_max_seconds.map(|limit| format!("downtime-max={}", time(limit))),
+            time_limit_seconds.map(|limit| format!("timeout={}", time(limit))),
+            bandwidth_limit_bytes_per_second.map(|limit| format!("bandwidth={}", bound(limit))),
+            on_stall.map(|on_stall| format!("on-stall={on_stall}")),
+        ]),
         Decided::Other => "a decision that this release does not know".to_owned(),
     }
+}
+
+/// Names the limits that were set.
+fn given(limits: [Option<String>; 5]) -> String {
+    format!("new limits: {}", Vec::from_iter(limits.into_iter().flatten()).join(", "))
 }
 
 fn why(cause: Cause) -> &'static str {

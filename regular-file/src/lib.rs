@@ -4,8 +4,9 @@
 //! to as well. In such a place, opening a named pipe blocks forever, a folder opens and fails later
 //! with an obscure error, and a huge file fills memory. [`open`] and [`read`] refuse all of these
 //! immediately, with a clear message. [`replace`] writes such a file atomically, and a [`log::Log`]
-//! is appended to line by line. [`opened`] finds, opens and compares files that are open already. This crate depends on no other crate of the project; every crate
-//! that reads files which another program may have put there uses it.
+//! is appended to line by line. [`opened`] finds, opens and compares files that are open already.
+//! This crate depends on no other crate of the project; every crate that reads files which another
+//! program may have put there uses it.
 
 pub mod log;
 pub mod opened;

@@ -47,7 +47,10 @@ Try `lighter demo` first: it needs no set-up.";
 
 /// Moves running KVM guests between hosts.
 #[derive(Debug, Parser)]
-#[command(name = "lighter", version, about, after_help = AFTER_HELP, arg_required_else_help = true, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "lighter", version, about, after_help = AFTER_HELP, arg_required_else_help = true,
+    propagate_version = true, max_term_width = 100
+)]
 pub(crate) struct Cli {
     /// Folder of this host's certificates, live guests and records of migrations.
     ///
