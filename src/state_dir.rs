@@ -456,18 +456,27 @@ impl GuestDir {
         prepared.with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Records that the live process has the guest: until now it may have been about to start or to
-    /// receive it. Only the death of a process that has its guest is a failure of the guest. To be
-    /// recorded again changes nothing.
+    /// Durably records that the live process has the guest: until now it may have been about to
+    /// start or to receive it. Only the death of a process that has its guest is a failure of the
+    /// guest. To be recorded again changes nothing.
     ///
     /// # Errors
-    /// If the file cannot be renamed.
+    /// If the file cannot be renamed or flushed.
     pub(crate) fn mark_here(&self) -> Result<()> {
         let (prepared, mark) = (self.path.join(HERE_PREPARED), self.path.join(HERE));
         match fs::rename(&prepared, &mark) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && mark.exists() => Ok(()),
-            renamed => renamed.with_context(|| format!("cannot rename {}", prepared.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && mark.exists() => return Ok(()),
+            renamed => renamed.with_context(|| format!("cannot rename {}", prepared.display()))?,
         }
+        self.flush(&mark).with_context(|| format!("cannot flush {}", mark.display()))
+    }
+
+    /// Waits until the host would know after a power cut which process had which guest.
+    fn flush(&self, mark: &Path) -> io::Result<()> {
+        for file in [&self.guest_file(), mark] {
+            fs::File::open(file)?.sync_all()?;
+        }
+        regular_file::sync_folder_of(mark)
     }
 }
 
