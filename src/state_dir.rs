@@ -38,6 +38,7 @@ mod process;
 mod settling;
 
 pub(crate) use self::claim::{GuestClaim, Settled};
+pub(crate) use self::dead::LOST_WITH_HOST;
 pub(crate) use self::process::ProcessHandle;
 
 /// The file that says that the guest was here when its process ended, with the ID of the boot.

@@ -3,10 +3,10 @@
 //! [`mod@driver`] is a guest's driver of a virtio device, compliant or not; [`peer`] is the other
 //! host of a migration, [`arrival`] a guest that arrives from it; [`mod@file`] are files on disk,
 //! [`certificate`] are texts about a host's certificate, [`mod@seed`] documents of a seed disk;
-//! [`hot_plug`] is a guest whose devices come and go, [`host_device`] one with a device of the host.
-//! Every entry point returns how far its input got, so that `tests/reach.rs` can tell a target that
-//! exercises the code from one whose input is rejected by the first checks. `scripts/fuzz` runs the
-//! targets.
+//! [`hot_plug`] is a guest whose devices come and go, [`host_device`] one with a device of the
+//! host. Every entry point returns how far its input got, so that `tests/reach.rs` can tell a
+//! target that exercises the code from one whose input is rejected by the first checks.
+//! `scripts/fuzz` runs the targets.
 
 pub mod arrival;
 pub mod certificate;

@@ -163,7 +163,8 @@ pub(crate) struct MigrateArgs {
     /// Skip the check that both hosts have the same disks, or, of a copied disk, that it is not the
     /// very device that it would overwrite. If that is wrong, the guest's data is lost. With
     /// `--resolve run`: run the guest here although the other host may have written its block
-    /// devices. If it did, their data is lost.
+    /// devices. If it did, their data is lost. With `--resolve discard`: give up memory that a
+    /// guest still needs which runs at its destination. It is lost then.
     #[arg(long = "unsafe")]
     pub(crate) unproven_disks: bool,
 

@@ -14,6 +14,7 @@ use super::service::Node;
 use crate::api::events::{Event, What};
 use crate::events::{self, Window};
 use crate::names::GuestName;
+use crate::state_dir::LOST_WITH_HOST;
 use crate::table::printable;
 
 /// Events kept for slow clients. A client misses older ones, which shows in their numbers.
@@ -83,7 +84,8 @@ async fn next(receiver: &mut Receiver<Event>) -> Option<Event> {
 pub(crate) fn count_lost_guests(node: &Node) -> Result<()> {
     for (_, lost) in node.state().settle_guests()?.lost {
         node.counted().guests_failed.inc(&());
-        tracing::warn!(guest = %lost.name, "{} {} while no node ran", lost.name, lost.reason);
+        let when = if lost.reason == LOST_WITH_HOST { "" } else { " while no node ran" };
+        tracing::warn!(guest = %lost.name, "{} {}{when}", lost.name, lost.reason);
     }
     Ok(())
 }

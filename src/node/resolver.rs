@@ -207,7 +207,7 @@ fn close(
     }
     match next {
         SourceState::Done => {
-            tracing::info!(%migration, guest, destination, "settled for a source process that died: the guest runs on its destination");
+            tracing::info!(%migration, guest, destination, "settled for a source process that is gone: the guest was handed over");
         }
         SourceState::Aborted
         | SourceState::Undecided

@@ -1,10 +1,14 @@
 //! What is kept of a guest whose process was killed: a record of that, and its logs.
 
 use anyhow::Result;
+use migrate::record::{Side, SourceState};
 
 use super::{GUEST_FILE_BYTES_MAX, GuestDir, GuestIdentity, HERE};
 use crate::clock;
 use crate::ended::{Ended, How, KEPT_LOGS};
+
+/// How a guest ended that ran when its host lost power, or was reset.
+pub(crate) const LOST_WITH_HOST: &str = "was lost when the host went down";
 
 impl GuestDir {
     /// Records how the guest ended whose process is gone, unless that process has, and keeps its
@@ -17,12 +21,9 @@ impl GuestDir {
         let mut lost = None;
         // A record that is damaged may say that the guest was saved, or has moved.
         if !ended.is_recorded(&self.name) {
-            let reason = match clock::boot_id() {
-                Ok(now) if now != boot.trim() => "was lost when the host went down",
-                _ => "died (its process was killed, or crashed)",
-            };
-            match self.record_end(&process, How::Died, reason) {
-                Ok(ended) => lost = Some((process, ended)),
+            let (how, reason) = self.how_it_ended(&process, &boot);
+            match self.record_end(&process, how, &reason) {
+                Ok(ended) => lost = (how == How::Died).then_some((process, ended)),
                 Err(error) => {
                     tracing::warn!(guest = %self.name, "cannot record that its process has died: {error:#}");
                 }
@@ -34,6 +35,35 @@ impl GuestDir {
             }
         }
         lost
+    }
+
+    /// Returns how the guest of a process that is gone ended, and the end of the sentence "web-1
+    /// ...". `boot` is the boot of the host in which it had the guest.
+    fn how_it_ended(&self, process: &GuestIdentity, boot: &str) -> (How, String) {
+        if let Some(destination) = self.moved_to(process) {
+            return (How::Moved, format!("moved to {destination}"));
+        }
+        let reason = match clock::boot_id() {
+            Ok(now) if now != boot.trim() => LOST_WITH_HOST,
+            _ => "died (its process was killed, or crashed)",
+        };
+        (How::Died, reason.to_owned())
+    }
+
+    /// Returns where the guest has moved to, if its process knew that.
+    fn moved_to(&self, process: &GuestIdentity) -> Option<String> {
+        let is_known = self.state.migrations().try_exists().ok()?;
+        let records = is_known.then(|| self.state.records().ok()).flatten()?;
+        let last = records.of(self.name.as_str(), Some(process.uuid)).ok()?.into_iter().next()?;
+        let is_its = last.guest_uuid == process.uuid
+            && last.pid == process.pid
+            && last.started_unix_ms >= process.started_unix_ms;
+        match last.side {
+            Side::Source { state: SourceState::Done, destination, .. } if is_its => {
+                Some(destination)
+            }
+            _ => None,
+        }
     }
 
     /// Records how the guest of `process` ended, which does not do so itself; `reason` completes
@@ -67,10 +97,12 @@ impl GuestDir {
 mod tests {
     use std::fs;
 
+    use migrate::record::Record;
     use uuid::Uuid;
 
     use crate::clock::unix_ms;
     use crate::names::GuestName;
+    use crate::node::liveness::tests::source_record;
     use crate::state_dir::StateDir;
 
     use super::*;
@@ -123,7 +155,7 @@ mod tests {
         fs::write(state.guest(&identity.name).console_log(), "").unwrap();
         let lost = state.settle_guests().unwrap().lost;
         let ended = state.ended().read(&identity.name).unwrap();
-        assert_eq!(ended.reason, "was lost when the host went down");
+        assert_eq!(ended.reason, LOST_WITH_HOST);
         assert_eq!(lost.into_iter().map(|(_, ended)| ended).collect::<Vec<_>>(), [ended]);
         assert_eq!(state.settle_guests().unwrap().lost, []);
         assert_eq!(
@@ -140,6 +172,22 @@ mod tests {
         assert!(state.live_guests().unwrap().is_empty());
         assert_eq!(state.ended().read(&identity.name), None);
         assert!(!state.guest(&identity.name).path().exists());
+    }
+
+    #[test]
+    fn a_guest_that_had_moved_when_its_process_was_killed_is_not_lost() {
+        let (_folder, state) = StateDir::temporary();
+        let identity = killed(&state);
+        let record = Record {
+            guest: identity.name.to_string(),
+            guest_uuid: identity.uuid,
+            started_unix_ms: identity.started_unix_ms,
+            ..source_record(SourceState::Done, identity.pid)
+        };
+        state.records().unwrap().create(&record).unwrap();
+        assert_eq!(state.settle_guests().unwrap().lost, [], "it is not started again");
+        let ended = state.ended().read(&identity.name).unwrap();
+        assert_eq!((ended.how, &*ended.reason), (How::Moved, "moved to host-b:4950"));
     }
 
     #[test]

@@ -5,14 +5,14 @@ use std::num::NonZeroU16;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use migrate::front;
 use migrate::progress::Role;
 use migrate::protocol::front::BootFile;
 use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
 use migrate::report::Outcome;
-use migrate::{MigrationId, OnStall, Report};
+use migrate::{MigrationId, OnStall, Phase, Report};
 use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
 use vmm_core::virtio::block::departed_to;
@@ -419,22 +419,44 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
     let client = guest_client(state, &args.name)?;
     let (decision, done) = match decision {
         ResolveArg::Run => (Resolution::Run, "runs here now"),
+        ResolveArg::Discard if args.unproven_disks => (
+            Resolution::Discard,
+            "is discarded here, with any memory that the other host's copy lacks",
+        ),
         ResolveArg::Discard => {
             (Resolution::Discard, "is discarded here: the other host's copy is the only one")
         }
     };
     let resolved: Result<()> = block_on(async {
-        if decision == Resolution::Run
-            && let Some(other) = OtherHost::ask(state, &args.name, Occasion::Resolve).await?
-        {
-            other.expect_no_later()?;
+        match decision {
+            Resolution::Run => {
+                let other = OtherHost::ask(state, &args.name, Occasion::Resolve).await?;
+                other.map_or(Ok(()), |other| other.expect_no_later())?;
+            }
+            Resolution::Discard if args.unproven_disks => {}
+            Resolution::Discard => expect_not_needed(&client, &args.name).await?,
         }
-        order(&client, decision, args.unproven_disks).await?;
+        let unproven_disks = args.unproven_disks && decision == Resolution::Run;
+        order(&client, decision, unproven_disks).await?;
         await_resolution(&client, decision).await
     });
     resolved.with_context(|| format!("cannot resolve the migration of {}", args.name))?;
     output::print_line(format_args!("{} {done}", args.name))?;
     Ok(Exit::Done)
+}
+
+/// Refuses to give up memory that the guest needs where it runs.
+async fn expect_not_needed(client: &ApiClient, name: &GuestName) -> Result<()> {
+    let status: MigrationStatus = client.get("/v1/guest/migration").await?;
+    let is_needed = status
+        .progress
+        .is_some_and(|progress| progress.role == Role::Source && progress.phase == Phase::Postcopy);
+    ensure!(
+        !is_needed,
+        "{name} runs at its destination, and some of its memory is only here: without that, it is lost. Mend the network, or name \
+         another address by --recover. If the destination is gone for good, give --unsafe"
+    );
+    Ok(())
 }
 
 /// Sends the decision to the guest's process, after the other host has been asked. A process of an

@@ -241,7 +241,9 @@ fn what_needs_all_of_memory_is_refused_until_it_is_there() {
     scene.pair.a.run(&["cancel", GUEST]).complains(Exit::Failed, &["too late"]);
     scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).complains(Exit::Failed, &[GUEST]);
     let discard = ["migrate", GUEST, "--resolve", "discard"];
-    scene.pair.a.run(&discard).complains(Exit::Failed, &["connected"]);
+    scene.pair.a.run(&discard).complains(Exit::Failed, &["only here", "--unsafe"]);
+    let unsafe_discard = [&discard[..], &["--unsafe"]].concat();
+    scene.pair.a.run(&unsafe_discard).complains(Exit::Failed, &["connected"]);
     scene.pair.b.run(&discard).complains(Exit::Failed, &["`lighter destroy` ends it"]);
     scene.destination().kill();
     drop(migration);

@@ -1,5 +1,5 @@
-//! Guests as earlier releases wrote them, which had virtio-mmio only: they arrive as the guests that
-//! they were.
+//! Guests as earlier releases wrote them, which had virtio-mmio only: they arrive as the guests
+//! that they were.
 //!
 //! | file | contents |
 //! |---|---|
