@@ -46,7 +46,9 @@ pub(super) fn text(
         (true, true) => format!("{name} would move to {destination}."),
         (true, false) => {
             let on_stall = forecast.on_stall;
-            format!("{name} would move to {destination}, but only with --on-stall {on_stall}.")
+            format!(
+                "{name} would move to {destination}, but only by what --on-stall {on_stall} does."
+            )
         }
         (false, _) => format!("{name} would not move to {destination}."),
     };
@@ -299,7 +301,7 @@ mod tests {
         }
         let moves = Estimate { converges: false, forecast: throttled, ..estimate() };
         let text = shown(&moves, None);
-        assert!(text.contains("but only with --on-stall throttle."), "{text}");
+        assert!(text.contains("but only by what --on-stall throttle does."), "{text}");
         assert!(text.contains("rest for up to 88 % of the time"), "{text}");
     }
 
