@@ -83,8 +83,8 @@ fn lock(path: &Path) -> Result<FileLock> {
     match lock {
         Some(lock) => Ok(lock),
         None => bail!(
-            "a node serves this state folder already ({} is locked): to give it other options, end it first, or write them to its file \
-             (/etc/lighter/node.toml of lighter-node.service) and restart it",
+            "a node serves this state folder already ({} is locked): to give it other options, write them to its file \
+             (/etc/lighter/node.toml of lighter-node.service) and restart it; another one needs another --state-dir",
             path.display()
         ),
     }

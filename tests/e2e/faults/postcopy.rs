@@ -192,9 +192,11 @@ fn memory_for_a_destination_that_is_gone_is_given_up_by_the_operator_only() {
     scene.pair.a.guest(GUEST).await_out_of_reach();
     // It has run there.
     scene.pair.a.guest(GUEST).await_state("migrating");
-    let resolve = |choice: &str| scene.pair.a.run(&["migrate", GUEST, "--resolve", choice]);
-    resolve("run").complains(Exit::Failed, &[GUEST]);
-    resolve("discard").ok();
+    let resolve =
+        |choice: &[&str]| scene.pair.a.run(&[&["migrate", GUEST, "--resolve"], choice].concat());
+    resolve(&["run"]).complains(Exit::Failed, &[GUEST]);
+    resolve(&["discard"]).complains(Exit::Failed, &["only here", "--unsafe"]);
+    resolve(&["discard", "--unsafe"]).ok();
     migration.finish().done.complains(Exit::Failed, &[GUEST]);
     // If the destination's host comes back after all, it hears so.
     scene.pair.b.start_node(&NodePlan { listen: Some(listen), ..NodePlan::default() });
