@@ -31,7 +31,7 @@ impl Place {
         self.addresses[0]
     }
 
-    /// The IP address that whoever is reached on every cable listens on.
+    /// The IP address on which a program listens that is reached on every cable.
     pub(crate) const fn listens_on(&self) -> &'static str {
         if self.namespace.is_some() { "0.0.0.0" } else { self.address() }
     }
@@ -84,28 +84,23 @@ impl Places {
         for device in DEVICES {
             namespaces.cut(device)?;
         }
-        for (device, addresses) in DEVICES.into_iter().zip(ADDRESSES).take(cable.count) {
+        for number in 0..cable.count {
             if cable.is_long() {
-                self.wires.push(lead_over_wire(namespaces, device, addresses, *cable)?);
+                self.wires.push(lead_over_wire(namespaces, number, *cable)?);
             } else {
-                join(namespaces, device, addresses, cable)?;
+                join(namespaces, number, cable)?;
             }
         }
         Ok(())
     }
 }
 
-/// Lays a long cable.
-fn lead_over_wire(
-    namespaces: &Namespaces,
-    device: &str,
-    addresses: [&str; 2],
-    cable: Cable,
-) -> Result<Wire> {
-    let number = DEVICES.iter().position(|known| *known == device).unwrap_or_default();
+/// Lays the long cable of this number.
+fn lead_over_wire(namespaces: &Namespaces, number: usize, cable: Cable) -> Result<Wire> {
+    let device = DEVICES[number];
     let outside = ["a", "b"].map(|end| format!("wire{number}-{}{end}", std::process::id()));
     let outside = [outside[0].as_str(), &outside[1]];
-    namespaces.lead_out(device, addresses, outside)?;
+    namespaces.lead_out(device, ADDRESSES[number], outside)?;
     for namespace in namespaces.names() {
         // A wire takes and loses single packets.
         tool("ip", &["-n", namespace, "link", "set", device, "gso_max_segs", "1"])?;
@@ -113,9 +108,10 @@ fn lead_over_wire(
     Wire::between(outside, cable)
 }
 
-/// Lays a short cable.
-fn join(namespaces: &Namespaces, device: &str, addresses: [&str; 2], cable: &Cable) -> Result<()> {
-    namespaces.join(device, addresses)?;
+/// Lays the short cable of this number.
+fn join(namespaces: &Namespaces, number: usize, cable: &Cable) -> Result<()> {
+    let device = DEVICES[number];
+    namespaces.join(device, ADDRESSES[number])?;
     for namespace in namespaces.names() {
         let add = ["-n", namespace, "qdisc", "add", "dev", device, "root"];
         let queue = cable.queue();

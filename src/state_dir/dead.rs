@@ -52,8 +52,7 @@ impl GuestDir {
 
     /// Returns where the guest has moved to, if its process knew that.
     fn moved_to(&self, process: &GuestIdentity) -> Option<String> {
-        let is_known = self.state.migrations().try_exists().ok()?;
-        let records = is_known.then(|| self.state.records().ok()).flatten()?;
+        let records = self.state.records().ok()?;
         let last = records.of(self.name.as_str(), Some(process.uuid)).ok()?.into_iter().next()?;
         let is_its = last.guest_uuid == process.uuid
             && last.pid == process.pid
