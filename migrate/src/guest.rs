@@ -4,6 +4,7 @@
 //! simulated guest. All calls may block (they are made from blocking threads) and may come from any
 //! thread.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -210,6 +211,16 @@ pub struct HintProgress {
     pub complete: bool,
 }
 
+/// How much a guest is to be slowed down; by default, not at all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Throttle {
+    /// By how much its vCPUs, all together, are to run less, in percent; at most 99.
+    pub percent: u8,
+    /// The most that it may write to the disks that are copied, all together, in bytes per second;
+    /// none: as much as it can.
+    pub disk_bytes_per_second: Option<NonZeroU64>,
+}
+
 /// How much a guest is slowed down.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Throttled {
@@ -299,13 +310,12 @@ pub trait SourceGuest: Send + Sync {
     /// If the range is outside of memory.
     fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError>;
 
-    /// Slows the guest down by `percent`, at most 99, until the next call or for
-    /// [`THROTTLE_LEASE`]: vCPUs rest for a share of the time, preferably those that write. 0 lets
-    /// all run at full speed. Returns how much they rest as of now.
+    /// Slows the guest down until the next call or for [`THROTTLE_LEASE`]: vCPUs rest for a share
+    /// of the time, preferably those that write. Returns how much they rest as of now.
     ///
     /// # Errors
     /// If it cannot be slowed down.
-    fn throttle(&self, _percent: u8) -> Result<Throttled, GuestError> {
+    fn throttle(&self, _throttle: Throttle) -> Result<Throttled, GuestError> {
         Ok(Throttled::default())
     }
 

@@ -40,7 +40,7 @@ pub mod waits;
 pub use error::MigrationError;
 pub use guest::{
     DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, GuestFactory,
-    HintProgress, Refusal, RunState, SourceGuest, Throttled,
+    HintProgress, Refusal, RunState, SourceGuest, Throttle, Throttled,
 };
 pub use limits::Limits;
 pub use memory::{MemoryLayout, PageSet};

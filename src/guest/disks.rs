@@ -7,13 +7,15 @@
 mod arriving;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use migrate::guest::THROTTLE_LEASE;
 use migrate::text::Blob;
 use migrate::{
     DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, MigrationId, SourceGuest,
-    Throttled,
+    Throttle, Throttled,
 };
 use vmm_core::virtio::block::{Access, DiskProof, Mark};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
@@ -307,8 +309,12 @@ impl SourceGuest for Departing {
         self.machine.stop_dirty_log()
     }
 
-    fn throttle(&self, percent: u8) -> Result<Throttled, GuestError> {
-        self.machine.throttle(percent)
+    fn throttle(&self, throttle: Throttle) -> Result<Throttled, GuestError> {
+        let disks = self.parts.len().max(1) as u64;
+        let each = |all: NonZeroU64| NonZeroU64::new(all.get() / disks).unwrap_or(NonZeroU64::MIN);
+        let limit = throttle.disk_bytes_per_second.map(each);
+        self.parts.iter().for_each(|part| part.disk.limit_writes(limit, THROTTLE_LEASE));
+        self.machine.throttle(throttle)
     }
 
     fn collect_dirty(&self, words: &mut [u64]) -> Result<(), GuestError> {
@@ -330,7 +336,6 @@ impl SourceGuest for Departing {
             if from < to {
                 let words = &words[from - first_chunk..to - first_chunk];
                 part.disk.rearm(from - part.first_chunk, words);
-                self.machine.vm().note_disk_rearmed(words);
             }
         }
         let memory = self.memory_chunks().saturating_sub(first_chunk).min(words.len());

@@ -10,7 +10,7 @@ use migrate::quic::Tls;
 use migrate::record::{Record, Side, SourceState};
 use migrate::report::Outcome;
 use migrate::session::{SourceSession, StartError, start_source};
-use migrate::{Limits, MigrationId, Phase, Report, SourceGuest};
+use migrate::{Limits, MigrationId, Phase, Report, SourceGuest, Throttle};
 use vmm_core::with_short_slices;
 
 use super::disks::{Departing, Disks};
@@ -259,7 +259,7 @@ impl Departure {
 
     /// Lets the guest continue as before, whatever its migration has left undone.
     fn take_back(&self, process: &GuestProcess) {
-        if let Err(error) = self.guest.throttle(0) {
+        if let Err(error) = self.guest.throttle(Throttle::default()) {
             tracing::error!(%error, "after a migration that broke down");
         }
         let resumed = if self.ran { self.guest.resume() } else { Ok(()) };

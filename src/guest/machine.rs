@@ -10,7 +10,7 @@ use migrate::protocol::codec::STATE_LIMIT;
 use migrate::text::Blob;
 use migrate::{
     DestinationGuest, GuestDescription, GuestError, HintProgress, MemoryLayout, Refusal,
-    SourceGuest, Throttled,
+    SourceGuest, Throttle, Throttled,
 };
 use uuid::Uuid;
 use vmm_core::boot::BootRecord;
@@ -209,8 +209,8 @@ impl SourceGuest for Machine {
             .map_err(|error| self.failed("read memory", error))
     }
 
-    fn throttle(&self, percent: u8) -> Result<Throttled, GuestError> {
-        let set = self.vm.throttle(percent, THROTTLE_LEASE);
+    fn throttle(&self, throttle: Throttle) -> Result<Throttled, GuestError> {
+        let set = self.vm.throttle(throttle.percent, THROTTLE_LEASE);
         let vmm_core::Throttled { vcpus, percent } =
             set.map_err(|error| self.failed("slow the guest down", error))?;
         Ok(Throttled { vcpus: vcpus.into(), percent })

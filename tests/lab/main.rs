@@ -17,6 +17,7 @@ mod postcopy;
 
 mod cache;
 mod cloud;
+mod converging;
 mod disks;
 mod ending;
 mod failover;

@@ -170,7 +170,7 @@ impl<'a> Course<'a> {
             }
             Action::Probe => self.probe(),
             Action::SendRound { .. } => self.send_round(),
-            Action::Throttle { percent } => self.throttle = percent,
+            Action::Throttle(throttle) => self.throttle = throttle.percent,
             Action::Pause => {
                 let was = self.run_state();
                 self.after(dry_run.pause_and_save_seconds / 2.0, Event::Paused { was });

@@ -1,5 +1,6 @@
 //! The actions of the source's state machine.
 
+use crate::guest::Throttle;
 use crate::memory::PageSet;
 use crate::protocol::{Features, SourceMessage};
 use crate::record::SourceState;
@@ -25,12 +26,9 @@ pub enum Action {
         /// Number of the round, from 1.
         round: u32,
     },
-    /// Slow the guest down; 0 ends that. Comes again while it lasts: [`super::Event::Throttled`],
+    /// Slow the guest down, or no longer. Comes again while it lasts: [`super::Event::Throttled`],
     /// or no answer, since a failure costs only time.
-    Throttle {
-        /// By how much its vCPUs, all together, are to run less, in percent; at most 99.
-        percent: u8,
-    },
+    Throttle(Throttle),
     /// Pause the guest: [`super::Event::Paused`] or [`super::Event::PauseFailed`].
     Pause,
     /// The guest is paused: flush what it has written to its disks. Runs in parallel with the last

@@ -139,6 +139,14 @@ pub struct RoundSent {
     pub dirty_disk_pages: u64,
 }
 
+impl RoundSent {
+    /// Returns the part of memory in the dirty pages.
+    pub(super) fn part_of_memory(&self) -> f64 {
+        let disks = self.dirty_disk_pages as f64 / self.dirty_pages.max(1) as f64;
+        1.0 - disks.min(1.0)
+    }
+}
+
 /// The last pages and the end of the streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FinalSent {

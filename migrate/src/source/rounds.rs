@@ -1,6 +1,7 @@
 //! From the first connection to the pause: agree on a version, have the guest prepared, send
 //! rounds.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::estimate::RECORDS_IN_DOWNTIME;
@@ -12,7 +13,7 @@ use super::{Action, DataPath, Probe, RoundSent, Source};
 use crate::convergence::Verdict;
 use crate::decisions::{Cause, Decided};
 use crate::error::{Failure, ProtocolError};
-use crate::guest::{Refusal, RefusalKind, Throttled};
+use crate::guest::{Refusal, RefusalKind, Throttle, Throttled};
 use crate::limits::{Limits, LimitsChange};
 use crate::phase::Phase;
 use crate::progress::Transfer;
@@ -24,6 +25,10 @@ use crate::record::SourceState;
 use crate::report::Round;
 use crate::stall::OnStall;
 use crate::text::PeerText;
+
+/// What a guest that is slowed down may write to the disks that go along, as a part of what is
+/// sent: the rest is for its memory, and for what was written before.
+const DISKS_SHARE: f64 = 0.25;
 
 impl Source {
     pub(super) fn on_connected(&mut self) {
@@ -232,7 +237,7 @@ impl Source {
             dirty_pages: sent.dirty_pages,
             expected: self.estimate.expected_downtime().unwrap_or(Duration::MAX),
             fixed: self.estimate.fixed(),
-            sent_per_dirtied: self.estimate.sent_per_dirtied(),
+            sent_per_dirtied: self.estimate.sent_per_dirtied() / sent.part_of_memory(),
             now: self.now,
         };
         let limits = self.limits();
@@ -301,7 +306,13 @@ impl Source {
     fn throttle(&mut self, percent: u8) {
         self.note(Decided::Throttled { percent, vcpus: self.config.guest.vcpus });
         self.note_throttle();
-        self.push(Action::Throttle { percent });
+        self.push(Action::Throttle(self.slowed_down(percent)));
+    }
+
+    /// Returns how to slow the guest down whose vCPUs are to run less by `percent`.
+    fn slowed_down(&self, percent: u8) -> Throttle {
+        let disks = self.estimate.bytes_per_second().map(|sent| (sent * DISKS_SHARE) as u64);
+        Throttle { percent, disk_bytes_per_second: disks.and_then(NonZeroU64::new) }
     }
 
     pub(super) fn on_throttled(&mut self, throttled: Throttled) {
@@ -335,7 +346,7 @@ impl Source {
     pub(super) fn end_throttle(&mut self) -> bool {
         let was_throttled = self.stall.end_throttle();
         if was_throttled {
-            self.push(Action::Throttle { percent: 0 });
+            self.push(Action::Throttle(Throttle::default()));
         }
         was_throttled
     }
@@ -343,10 +354,14 @@ impl Source {
     pub(super) fn on_transferred(&mut self, transfer: Transfer) {
         self.notes.transfer = transfer;
         if let Some(percent) = self.stall.renew(transfer.wire_bytes, self.now) {
-            if percent == 0 {
-                self.note(Decided::Unthrottled { cause: Cause::Idle });
-            }
-            self.push(Action::Throttle { percent });
+            let throttle = match percent {
+                0 => {
+                    self.note(Decided::Unthrottled { cause: Cause::Idle });
+                    Throttle::default()
+                }
+                _ => self.slowed_down(percent),
+            };
+            self.push(Action::Throttle(throttle));
         }
     }
 

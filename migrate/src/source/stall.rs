@@ -53,7 +53,7 @@ pub(super) struct RoundEnd {
     pub(super) expected: Duration,
     /// The part of it that does not depend on memory.
     pub(super) fixed: Duration,
-    /// Pages that are sent for each page that the guest dirties.
+    /// Pages that are sent for each page of memory that the guest dirties.
     pub(super) sent_per_dirtied: f64,
     pub(super) now: Duration,
 }

@@ -27,7 +27,7 @@ impl World {
         let Some(source) = self.source.as_mut().filter(|source| !source.settled) else { return };
         let actions = source.machine.handle(event, now);
         for action in actions {
-            if matches!(action, Action::Throttle { .. } | Action::Pause) {
+            if matches!(action, Action::Throttle(_) | Action::Pause) {
                 self.turn = self.turn.or(Some(self.reached()));
             }
             let index = self.count(Side::Source);
@@ -94,7 +94,7 @@ impl World {
                     source.settled = true;
                 }
             }
-            Action::Throttle { percent } => self.throttle(percent),
+            Action::Throttle(throttle) => self.throttle(throttle.percent),
             action => self.act_on_source_guest(&action),
         }
     }

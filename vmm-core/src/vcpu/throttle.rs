@@ -32,8 +32,6 @@ struct Shared {
     counters: Option<Vec<FaultCounter>>,
     /// Pages that have been written and whose next write is logged again, since the VM exists.
     rearmed: AtomicU64,
-    /// The same of disks that are copied.
-    disk_pages: AtomicU64,
     setting: Mutex<Setting>,
     changed: Condvar,
 }
@@ -72,7 +70,6 @@ impl Throttle {
             mailboxes,
             counters,
             rearmed: AtomicU64::default(),
-            disk_pages: AtomicU64::default(),
             setting: Mutex::default(),
             changed: Condvar::default(),
         }))
@@ -103,11 +100,6 @@ impl Throttle {
     /// Notes that the dirty log has been armed again for the pages whose bits are set in `words`.
     pub(crate) fn note_rearmed(&self, words: &[u64]) {
         self.0.rearmed.fetch_add(pages(words), Ordering::Relaxed);
-    }
-
-    /// As [`Throttle::note_rearmed`], of a disk that is copied.
-    pub(crate) fn note_disk_rearmed(&self, words: &[u64]) {
-        self.0.disk_pages.fetch_add(pages(words), Ordering::Relaxed);
     }
 
     /// Returns by how much the guest is slowed down now, in percent.
@@ -173,10 +165,9 @@ impl Shared {
 
     fn sample(&self) -> Option<Sample> {
         let rearmed = self.rearmed.load(Ordering::Relaxed);
-        let disk_pages = self.disk_pages.load(Ordering::Relaxed);
         let counters = self.counters.as_ref()?;
         let faults: Option<Vec<u64>> = counters.iter().map(FaultCounter::read).collect();
-        Some(Sample { faults: faults?, rearmed, disk_pages })
+        Some(Sample { faults: faults?, rearmed })
     }
 
     /// Waits for `time`, or until the setting is changed; returns whether it may have been.

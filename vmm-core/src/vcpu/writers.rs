@@ -3,8 +3,8 @@
 //!
 //! A vCPU's writes are estimated from its page faults (see [`super::faults`]). What each may write
 //! is the same for all, so the rest of a vCPU changes gradually with its part of the writes: noise
-//! does not switch it on and off. No fault shows which vCPU has a disk written: what is written to
-//! copied disks counts as written by all vCPUs alike.
+//! does not switch it on and off. Disks have a limit of their own
+//! ([`crate::DiskContent::limit_writes`]).
 
 /// Most of the time that a vCPU may rest, in percent. At 100 the guest would be paused.
 pub(super) const PERCENT_MAX: u8 = 99;
@@ -40,8 +40,6 @@ pub(super) struct Sample {
     pub(super) faults: Vec<u64>,
     /// Pages that had been written and whose next write the log was armed for.
     pub(super) rearmed: u64,
-    /// The same of disks that are copied.
-    pub(super) disk_pages: u64,
 }
 
 impl Sample {
@@ -51,18 +49,11 @@ impl Sample {
         Self {
             faults: both.map(|(now, earlier)| now.saturating_sub(*earlier)).collect(),
             rearmed: self.rearmed.saturating_sub(earlier.rearmed),
-            disk_pages: self.disk_pages.saturating_sub(earlier.disk_pages),
         }
     }
 
     fn all_faults(&self) -> u64 {
         self.faults.iter().fold(0, |sum, faults| sum.saturating_add(*faults))
-    }
-
-    /// Returns the part that disks have in all writes.
-    fn disks_part(&self) -> f64 {
-        let (memory, disks) = (self.all_faults() as f64, self.disk_pages as f64);
-        if disks > 0.0 { disks / (memory + disks) } else { 0.0 }
     }
 }
 
@@ -74,8 +65,6 @@ pub(super) struct Writers {
     last: Sample,
     /// Whether faults count writes on this host.
     are_counted: bool,
-    /// The part that disks have in the guest's writes since then.
-    disks_part: f64,
     /// What each vCPU would write if none rested, as a part of all; known after the first sample.
     parts: Option<Vec<f64>>,
 }
@@ -83,7 +72,7 @@ pub(super) struct Writers {
 impl Writers {
     /// Begins with the counts at the start of the throttle.
     pub(super) fn new(first: Sample) -> Self {
-        Self { last: first.clone(), first, are_counted: false, disks_part: 0.0, parts: None }
+        Self { last: first.clone(), first, are_counted: false, parts: None }
     }
 
     /// Learns from what has been counted by now, in a guest that was slowed down by `percent`.
@@ -91,7 +80,6 @@ impl Writers {
         let (rests, new) = (self.rests(percent), sample.since(&self.last));
         let all = sample.since(&self.first);
         self.are_counted = all.rearmed / REARMED_PER_FAULT_MAX <= all.all_faults();
-        self.disks_part = all.disks_part();
         if new.all_faults() < FAULTS_PER_VCPU_MIN * new.faults.len() as u64 {
             return;
         }
@@ -114,10 +102,7 @@ impl Writers {
         let percent = percent.min(PERCENT_MAX);
         match &self.parts {
             Some(parts) if self.are_counted => {
-                let of_disks = self.disks_part / parts.len() as f64;
-                let with_disks = |part: &f64| part * (1.0 - self.disks_part) + of_disks;
-                let parts: Vec<f64> = parts.iter().map(with_disks).collect();
-                let most = most_of_each(&parts, f64::from(100 - percent) / 100.0);
+                let most = most_of_each(parts, f64::from(100 - percent) / 100.0);
                 parts.iter().map(|part| rest(*part, most)).collect()
             }
             _ => evenly(self.first.faults.len(), percent),
@@ -163,23 +148,20 @@ mod tests {
     /// faults once and is armed again. The last one has so many pages of disks written, too.
     struct Guest {
         writes: Vec<u64>,
-        disk_pages: u64,
         counted: Sample,
         writers: Writers,
     }
 
     impl Guest {
         fn new(writes: &[u64]) -> Self {
-            let counted = Sample { faults: vec![7; writes.len()], rearmed: 1000, disk_pages: 50 };
+            let counted = Sample { faults: vec![7; writes.len()], rearmed: 1000 };
             let writers = Writers::new(counted.clone());
-            Self { writes: writes.to_vec(), disk_pages: 0, writers, counted }
+            Self { writes: writes.to_vec(), writers, counted }
         }
 
         /// Lets it run until the next sample, throttled by `percent`; returns the new rests.
         fn run(&mut self, percent: u8) -> Vec<u8> {
             let rests = self.writers.rests(percent);
-            let runs = u64::from(100 - rests.last().copied().unwrap_or(0));
-            self.counted.disk_pages += self.disk_pages * runs / 100;
             for ((faults, writes), rest) in
                 self.counted.faults.iter_mut().zip(&self.writes).zip(rests)
             {
@@ -254,26 +236,6 @@ mod tests {
     }
 
     #[test]
-    fn a_vcpu_that_has_a_disk_written_rests_beside_one_that_writes_memory() {
-        let mut guest = Guest::new(&[20_000, 200]);
-        guest.disk_pages = 5000;
-        guest.run(75);
-        for _ in 0..20 {
-            guest.run(99);
-        }
-        let rests = guest.writers.rests(99);
-        assert!(rests[0] >= 98 && rests[1] >= 95, "{rests:?}");
-    }
-
-    #[test]
-    fn a_few_writes_to_disks_slow_nobody_down() {
-        let mut guest = Guest::new(&[20_000, 0]);
-        guest.disk_pages = 10;
-        assert_eq!(guest.run(75), [75, 0]);
-        assert_eq!(guest.run(90), [90, 0]);
-    }
-
-    #[test]
     fn all_rest_alike_where_writes_do_not_fault() {
         let mut guest = Guest::new(&[1000, 0]);
         guest.counted.rearmed += 100_000;
@@ -283,7 +245,7 @@ mod tests {
 
     #[test]
     fn counts_that_make_no_sense_do_no_harm() {
-        let sample = |faults, counted| Sample { faults, rearmed: counted, disk_pages: counted };
+        let sample = |faults, counted| Sample { faults, rearmed: counted };
         let mut writers = Writers::new(sample(vec![5, u64::MAX], u64::MAX));
         writers.learn(sample(vec![u64::MAX, 0], 0), 255);
         assert_eq!(writers.rests(255), [PERCENT_MAX, 0]);

@@ -64,12 +64,6 @@ impl Vm {
         Ok(())
     }
 
-    /// Notes, for [`Vm::throttle`], that the guest has written the pages whose bits are set in
-    /// `words`, of a disk that is copied with it, and that their next write is logged again.
-    pub fn note_disk_rearmed(&self, words: &[u64]) {
-        self.throttle.note_disk_rearmed(words);
-    }
-
     /// Replaces the tracker of dirty pages by one with another backend.
     #[cfg(test)]
     pub(crate) fn track_dirty_by(

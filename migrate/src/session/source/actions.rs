@@ -34,7 +34,7 @@ impl Driver {
                 self.flush();
                 self.order(Order::Round(round));
             }
-            Action::Throttle { percent } => self.throttle(percent),
+            Action::Throttle(throttle) => self.throttle(throttle),
             Action::Pause => self.pause(),
             Action::FlushDisks { attempt } => self.flush_disks(attempt),
             Action::SendFinalRound { round } => self.order(Order::FinalRound(round)),
@@ -240,7 +240,7 @@ fn name(action: &Action) -> &'static str {
         Action::StartPrecopy(_) => "StartPrecopy",
         Action::Probe => "Probe",
         Action::SendRound { .. } => "SendRound",
-        Action::Throttle { .. } => "Throttle",
+        Action::Throttle(_) => "Throttle",
         Action::Pause => "Pause",
         Action::FlushDisks { .. } => "FlushDisks",
         Action::SendFinalRound { .. } => "SendFinalRound",

@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use super::super::control::Control;
 use super::{Driver, Input};
 use crate::failpoint::Passage;
-use crate::guest::{GuestError, RunState, SourceGuest};
+use crate::guest::{GuestError, RunState, SourceGuest, Throttle};
 use crate::source::{Event, Probe};
 
 impl Driver {
@@ -92,9 +92,9 @@ impl Driver {
         });
     }
 
-    pub(super) fn throttle(&self, percent: u8) {
+    pub(super) fn throttle(&self, throttle: Throttle) {
         let (guest, input_sender) = (self.guest.clone(), self.input_sender.clone());
-        self.worker.run(move || match guest.throttle(percent) {
+        self.worker.run(move || match guest.throttle(throttle) {
             Ok(throttled) => {
                 let _ = input_sender.send(Input::Event(Event::Throttled(throttled)));
             }

@@ -1,17 +1,25 @@
 //! A guest that writes faster than it is sent: what its source does, in which order.
 
+use std::num::NonZeroU64;
+
 use super::*;
 use crate::decisions::{Cause, Decided, DecisionKind};
 use crate::error::ChangeRefused;
-use crate::guest::Throttled;
+use crate::guest::{Throttle, Throttled};
 use crate::limits::LimitsChange;
 use crate::protocol::FEATURE_POSTCOPY;
 
-const LIFTED: Action = Action::Throttle { percent: 0 };
+const LIFTED: Action = Action::Throttle(Throttle { percent: 0, disk_bytes_per_second: None });
 
 /// Runs rounds that leave as much dirty as they send; returns the actions after the last.
 fn in_vain(bench: &mut Bench, rounds: u32) -> Vec<Action> {
-    let round = RoundSent { pages: 4096, dirty_pages: 4096, ..RoundSent::default() };
+    in_vain_by_disks(bench, rounds, 0)
+}
+
+/// As [`in_vain`], with so many pages of disks among the dirty ones.
+fn in_vain_by_disks(bench: &mut Bench, rounds: u32, dirty_disk_pages: u64) -> Vec<Action> {
+    let round =
+        RoundSent { pages: 4096, dirty_pages: 4096, dirty_disk_pages, ..RoundSent::default() };
     let mut actions = Vec::new();
     for _ in 0..rounds {
         bench.now += Duration::from_secs(1);
@@ -23,11 +31,27 @@ fn in_vain(bench: &mut Bench, rounds: u32) -> Vec<Action> {
 fn throttled() -> Bench {
     let mut bench = Bench::copying();
     let actions = in_vain(&mut bench, 3);
-    let [Action::Throttle { percent: 20..=99 }, Action::SendRound { round: 4 }] = actions[..]
-    else {
+    let [Action::Throttle(throttle), Action::SendRound { round: 4 }] = actions[..] else {
         panic!("{actions:?}");
     };
+    assert!((20..=99).contains(&throttle.percent), "{throttle:?}");
     bench
+}
+
+#[test]
+fn disks_are_written_more_slowly_than_pages_are_sent_and_slow_no_vcpu_down() {
+    let throttle = |dirty_disk_pages| {
+        let actions = in_vain_by_disks(&mut Bench::copying(), 3, dirty_disk_pages);
+        let [Action::Throttle(throttle), ..] = actions[..] else { panic!("{actions:?}") };
+        throttle
+    };
+    let [none, half, all] = [0, 2048, 4096].map(throttle);
+    for limited in [none, half, all] {
+        // A quarter of some 16 MiB per second.
+        let limit = limited.disk_bytes_per_second.map_or(0, NonZeroU64::get);
+        assert_eq!(limit >> 20, 3, "{limited:?}");
+    }
+    assert_eq!([none.percent, half.percent, all.percent], [50, 20, 20], "the first step is 20");
 }
 
 #[test]
@@ -38,7 +62,10 @@ fn the_throttle_is_renewed_and_ends_once_the_guest_is_paused() {
     assert_eq!(vcpus, bench.source.config.guest.vcpus);
     bench.now += Duration::from_secs(1);
     let transfer = Transfer { wire_bytes: 1, ..Transfer::default() };
-    assert_eq!(bench.feed(Event::Transferred(transfer)), [Action::Throttle { percent }]);
+    let renewed = bench.feed(Event::Transferred(transfer));
+    let [Action::Throttle(renewed)] = renewed[..] else { panic!("{renewed:?}") };
+    assert_eq!(renewed.percent, percent);
+    assert!(renewed.disk_bytes_per_second.is_some(), "{renewed:?}");
     assert_eq!(bench.feed(Event::Transferred(transfer)), []);
     let pause = bench.feed(Event::RoundSent(RoundSent::default()));
     assert_eq!(pause, [Action::Send(SourceMessage::Switchover), Action::Pause]);

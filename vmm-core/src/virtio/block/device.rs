@@ -12,6 +12,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::SECTOR_BYTES;
+use super::allowance::Turn;
 use super::config::{Access, BlockConfig};
 use super::content::DiskContent;
 use super::disk::Disk;
@@ -131,7 +132,12 @@ impl BlockDevice {
     }
 
     /// Answers a request, or starts its operation.
-    fn take(&mut self, queue: usize, chain: Chain, memory: &RamMap) -> Result<Answer, QueueError> {
+    fn take(
+        &mut self,
+        (queue, now): (usize, Instant),
+        chain: Chain,
+        memory: &RamMap,
+    ) -> Result<Answer, QueueError> {
         let head = chain.head;
         let Request { wish, data_bytes, status } = parse(chain, memory, &self.limits)?;
         let answer = match wish {
@@ -141,6 +147,9 @@ impl BlockDevice {
                 Status::Ok
             }
             Wish::Do(operation) => {
+                if let Operation::Write { from, .. } = &operation {
+                    self.content.allowance().spend(from.bytes(), now);
+                }
                 let writes = operation.writes();
                 let is_flush = matches!(operation, Operation::Flush);
                 let ticket = Ticket { queue, head, data_bytes, status, writes, is_flush };
@@ -324,7 +333,14 @@ impl Device for BlockDevice {
     }
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        let progress = rings.take_on(index, BATCH, |chain, memory| self.take(index, chain, memory));
+        let now = rings.now();
+        let batch = match self.content.allowance().turn(now) {
+            Turn::All => BATCH,
+            Turn::One => 1,
+            Turn::After(wait) => return Ok(Progress::After(wait)),
+        };
+        let place = (index, now);
+        let progress = rings.take_on(index, batch, |chain, memory| self.take(place, chain, memory));
         // Requests that were queued must be submitted even if the queue is broken.
         self.submit();
         let progress = progress?;

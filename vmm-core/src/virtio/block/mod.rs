@@ -12,6 +12,7 @@
 //! | `cache` | whether these bytes go through the host's cache |
 //! | `hold`, `behind`, `lock_reach` | what keeps others away from it, and which programs |
 //! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
+//! | `allowance` | limits what is written during the copy |
 //! | `resize` | checks the new size of a disk |
 //! | `staged`, `overwritten` | a disk that is being copied to this host: a file, a block device |
 //! | `proof`, `names` | checks that two hosts share a disk, and the names of block devices |
@@ -21,6 +22,7 @@
 //! | `identity` | recognizes a disk where such a mark is not possible |
 //! | `seed` | a disk of documents from the guest's configuration, with no file on the host |
 
+mod allowance;
 mod behind;
 mod cache;
 mod config;

@@ -3,6 +3,7 @@
 mod image;
 
 use std::io::Write as _;
+use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 
 use tempfile::NamedTempFile;
@@ -228,6 +229,21 @@ fn a_pause_waits_for_what_is_under_way(mode: Mode) {
     }
 }
 
+fn what_is_written_beyond_the_limit_delays_what_is_behind_it(mode: Mode) {
+    let file = file();
+    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, mode);
+    disk.limit_writes(NonZeroU64::new(1), Duration::from_secs(60));
+    assert_eq!(ask(&mut bench, 0, 8, &[(DATA, 512, WRITABLE)]), 0);
+    assert_eq!(ask(&mut bench, 1, 8, &[(DATA, 512, 0)]), 0);
+    offer_reads(&mut bench, 1);
+    bench.kick(0);
+    assert_eq!(bench.driver(0).used().len(), 2, "it waits");
+    disk.stop_log();
+    bench.backend.work(Instant::now() + Duration::from_secs(1));
+    bench.backend.pause();
+    assert_eq!(bench.driver(0).used().len(), 3);
+}
+
 fn a_reset_ends_pending_requests_without_an_answer(mode: Mode) {
     let file = file();
     let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, mode);
@@ -304,6 +320,7 @@ in_each_mode! {
     a_request_without_a_status_breaks_the_queue_and_nothing_else,
     what_is_read_from_the_disk_is_dirty_memory,
     a_pause_waits_for_what_is_under_way,
+    what_is_written_beyond_the_limit_delays_what_is_behind_it,
     a_reset_ends_pending_requests_without_an_answer,
     whatever_is_written_is_logged_and_nothing_else,
     a_driver_that_offers_one_request_again_and_again_breaks_its_queue,
