@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use migrate::quic::endpoint::{self, Endpoint};
 use migrate::quic::{Identity, Tls};
 use rustix::process::Resource;
+use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -157,8 +158,9 @@ impl Serving {
         };
         let servers = sockets.iter().map(serve).collect::<Result<Vec<_>>>()?;
         density.opened().await;
-        // Last: a process that reads this file finds everything served.
+        // Last: a process that reads this file, or was told by systemd, finds everything served.
         durable::write_json(&state.node_file(), &file)?;
+        tell_systemd();
         let guests = state.live_guests()?.len();
         tracing::info!(listen = %file.listen, metrics = %file.metrics, state = %state.root().display(), guests, "the node serves");
         Ok(Self { node, density, endpoint, sockets, servers, parts })
@@ -185,6 +187,13 @@ impl Serving {
         }
         self.density.shut_down().await;
         Ok(())
+    }
+}
+
+/// Tells systemd, if it has started the node, that the node serves.
+fn tell_systemd() {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot tell systemd that the node serves");
     }
 }
 

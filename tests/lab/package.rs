@@ -74,8 +74,11 @@ fn set_up(host: Host<'_>, package: &Path) {
     install(host, package);
     // It has its certificates, so the package has started it.
     host.await_node();
+    host.sh("echo 'lisen = \"[::]:4950\"' > /etc/lighter/node.toml").ok();
+    let refused = host.sh("systemctl restart lighter-node");
+    assert_ne!(refused.code, Some(0), "a wrong key");
     host.sh(&format!("printf '{NODE_FILE}' > /etc/lighter/node.toml")).ok();
-    host.sh("systemctl restart lighter-node").ok();
+    host.sh("systemctl restart lighter-node && test -e /var/lib/lighter/node.json").ok();
     host.await_node();
 }
 
