@@ -210,7 +210,7 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
         return Vec::new();
     }
     let mut parts = vec![
-        (Rank::Sent, format!("{} sent", format_size(progress.transfer.wire_bytes))),
+        (Rank::Sent, sent(progress)),
         (Rank::Remaining, format!("{} left", format_size(progress.remaining_bytes))),
     ];
     if progress.disk_bytes > 0 {
@@ -247,6 +247,15 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
         }
     }
     parts
+}
+
+/// Formats what has been sent, and since when; not at the very beginning.
+fn sent(progress: &Progress) -> String {
+    let sent = format!("{} sent", format_size(progress.transfer.wire_bytes));
+    match Duration::try_from_secs_f64(progress.elapsed_seconds) {
+        Ok(elapsed) if !elapsed.is_zero() => format!("{sent} in {}", format_duration(elapsed)),
+        _ => sent,
+    }
 }
 
 /// Formats how long the guest has waited for a page, once that is so long that the page seems to be
@@ -416,11 +425,15 @@ mod tests {
         progress.memory_bytes = 8 << 30;
         progress.remaining_bytes = 2 << 30;
         progress.transfer.wire_bytes = 3 << 30;
+        progress.elapsed_seconds = 12.34;
         progress.dirty_pages_per_second = 2000.0;
         progress.bandwidth_bytes_per_second = 1e9;
         progress.expected_downtime_seconds = Some(0.0123);
         golden::matches("progress.txt", &format!("{}\n", bar_line(&progress, golden::COLUMNS)));
-        assert!(bar_line(&progress, 200).contains("3 GiB sent, 2 GiB left, 954 MiB/s, 7.81 MiB/s"));
+        assert!(
+            bar_line(&progress, 200)
+                .contains("3 GiB sent in 12.34 s, 2 GiB left, 954 MiB/s, 7.81 MiB/s")
+        );
         progress.converging = false;
         let narrow = bar_line(&progress, golden::COLUMNS);
         assert!(narrow.ends_with("2 GiB left, 954 MiB/s, not converging"), "{narrow}");

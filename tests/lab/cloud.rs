@@ -88,6 +88,35 @@ fn moves(guest: &StockGuest, here: Host<'_>, there: Host<'_>) {
     assert_eq!(boot_id(guest, there), before, "it goes on");
 }
 
+/// Clones the guest, which loses its network for that, and waits until the clone has drawn random
+/// numbers of its own.
+#[track_caller]
+fn its_clone_draws_others(guest: &StockGuest, host: Host<'_>) {
+    let times = |name: &str| {
+        let count = format!("{RESEEDED} /var/lib/lighter/guests/{name}/console.log");
+        host.sh(&count).stdout
+    };
+    guest.sh(host, "dmesg --console-level info").ok();
+    let before = times("debian");
+    let mac = host.ask("debian", "/v1/guest").expect("a guest")["nets"][0]["mac"].clone();
+    host.lighter(&format!("detach-interface debian {mac}")).ok();
+    host.lighter("pause debian").ok();
+    host.lighter("template debian /var/tmp/debian.template").ok();
+    let copy = format!("{SHARED}/copy.qcow2");
+    host.sh(&format!("cp --sparse=always {SHARED}/web.qcow2 {copy}")).ok();
+    host.lighter("resume debian").ok();
+    host.lighter(&format!(
+        "run --template /var/tmp/debian.template --name copy --disk {copy} --detach"
+    ))
+    .ok();
+    until("the clone draws other random numbers", || {
+        let seen = times("copy");
+        if seen == "1\n" { Ok(()) } else { Err(seen) }
+    });
+    assert_eq!(times("debian"), before, "the guest is no clone");
+    host.lighter("destroy copy").ok();
+}
+
 #[test]
 fn a_cloud_image_of_ubuntu_is_set_up_moves_and_boots_again() {
     let lab = Lab::of(2);
@@ -106,7 +135,7 @@ fn a_cloud_image_of_ubuntu_is_set_up_moves_and_boots_again() {
 }
 
 #[test]
-fn a_cloud_image_upgrades_its_kernel_moves_and_is_restored() {
+fn a_cloud_image_upgrades_its_kernel_moves_is_restored_and_cloned() {
     let lab = Lab::of(2);
     let [here, there] = lab.nodes();
     install([here, there]);
@@ -133,15 +162,16 @@ fn a_cloud_image_upgrades_its_kernel_moves_and_is_restored() {
     moves(&guest, here, there);
     has_no_complaints(&guest, there);
 
-    assert_eq!(guest.sh(there, RESEEDED).stdout, "0\n");
+    assert_eq!(guest.sh(there, &format!("dmesg | {RESEEDED}")).stdout, "0\n");
     there.lighter("save debian /var/tmp/debian.lighter").ok();
     there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
     guest.await_booted(there);
     until("it draws other random numbers", || {
-        let seen = guest.sh(there, RESEEDED);
+        let seen = guest.sh(there, &format!("dmesg | {RESEEDED}"));
         if seen.stdout == "1\n" { Ok(()) } else { Err(seen) }
     });
     has_no_complaints(&guest, there);
+    its_clone_draws_others(&guest, there);
     guest.shut_down(there);
     is_sound(here, "/srv/nfs/web.qcow2");
 }
