@@ -70,7 +70,7 @@ fn a_disk_that_is_written_faster_than_the_link_carries_arrives_as_a_file() {
 
 #[test]
 fn a_disk_that_is_written_faster_than_the_link_carries_arrives_on_a_block_device() {
-    arrives_throttled(DEVICE, &format!("--replace-disks --disk-path {DISK}={DEVICE}"));
+    arrives_throttled(DEVICE, &format!("--replace-disks --unsafe --disk-path {DISK}={DEVICE}"));
 }
 
 fn arrives_throttled(place: &str, options: &str) {

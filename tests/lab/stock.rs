@@ -161,11 +161,15 @@ fn requests_to_disks_and_networks_cause_no_exits_to_user_space() {
     let lab = Lab::of(1);
     let host = lab.host(1);
     let guest = StockGuest::boot(&lab, host, 2, "");
-    let event = "/sys/kernel/tracing/events/kvm/kvm_userspace_exit";
-    host.sh(&format!("echo hist:keys=reason > {event}/trigger")).ok();
+    let (tracing, event) = ("/run/tracing", "/run/tracing/events/kvm/kvm_userspace_exit");
+    host.sh(&format!(
+        "mkdir -p {tracing} && mount -t tracefs none {tracing} && echo hist:keys=reason > {event}/trigger"
+    ))
+    .ok();
     guest.sh(host, "dd if=/dev/vda of=/dev/null bs=4k count=4000 iflag=direct status=none").ok();
     host.sh(&format!("ping -q -f -c 2000 {}", guest.address())).ok();
     let counted = host.sh(&format!("cat {event}/hist")).ok();
+    host.sh(&format!("echo '!hist:keys=reason' > {event}/trigger; umount {tracing}")).ok();
     println!("{counted}");
     let hits = counted.lines().find_map(|line| line.trim().strip_prefix("Hits:"));
     let exits: u64 = hits.and_then(|hits| hits.trim().parse().ok()).expect("a number of exits");

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use super::writes::{Order, Pages, Writes};
 use super::{Forecast, Measured};
-use crate::convergence::MEASURABLE_BYTES;
 use crate::guest::RunState;
 use crate::limits::Limits;
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::phase::Phase;
 use crate::progress::Transfer;
 use crate::protocol::{DestinationMessage, SourceMessage, Takeover, Version};
-use crate::quic::transport::{send_window, send_window_of_short_round};
+use crate::quic::transport::send_window;
 use crate::report::{Outcome, Report};
 use crate::source::{Action, Event, FinalSent, Probe, RoundSent, Source, SourceConfig};
 use crate::stall::OnStall;
@@ -286,8 +285,10 @@ impl<'a> Course<'a> {
     fn send_round(&mut self) {
         let writable = self.pending.writable;
         let (sent, sending) = self.send_pending();
-        self.queued_seconds = self.queued_by(sent.wire_bytes);
-        let seconds = sending + self.measured.collect_seconds;
+        // A round begins behind what the one before it has left in the queue.
+        let left = self.queued_by(sent.wire_bytes);
+        let before = std::mem::replace(&mut self.queued_seconds, left);
+        let seconds = (before + sending - left).max(0.0) + self.measured.collect_seconds;
         let running = seconds * f64::from(100 - self.throttle.min(100)) / 100.0;
         let writable = self.writes.left_by_round(running, writable, self.order);
         let dirty_pages = writable.sum() as u64;
@@ -304,12 +305,7 @@ impl<'a> Course<'a> {
         }
         let rate = path.bytes_per_second.max(1.0);
         let round_trip = duration(path.round_trip_seconds);
-        let window = match bytes {
-            bytes if bytes < MEASURABLE_BYTES => {
-                send_window_of_short_round(rate, round_trip, bytes)
-            }
-            _ => send_window(rate, round_trip),
-        };
+        let window = send_window(rate, round_trip, bytes);
         (window.min(bytes) as f64 / rate - path.round_trip_seconds).max(0.0)
     }
 

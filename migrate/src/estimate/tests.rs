@@ -133,6 +133,18 @@ fn the_downtime_has_what_the_last_round_leaves_in_the_queue() {
     assert!((0.025..0.031).contains(&queued), "30 ms of the link, after a long round: {queued}");
 }
 
+/// The guest writes on while the queue is sent, so there is more to send.
+#[test]
+fn a_round_begins_behind_what_the_one_before_it_has_left_in_the_queue() {
+    let wire_bytes = |bandwidth| {
+        let estimate = estimate(measured(125e6, busy), &config(OnStall::Throttle), bandwidth);
+        estimate.forecast.wire_bytes
+    };
+    // At the limit, nothing is queued.
+    let (queued, unqueued) = (wire_bytes(None), wire_bytes(Some(125_000_000)));
+    assert!(queued > unqueued + (1 << 20), "{queued} beside {unqueued}");
+}
+
 #[test]
 fn more_bandwidth_makes_no_migration_longer() {
     for written in [idle, light] {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::congestion::Congestion;
+use crate::convergence::MEASURABLE_BYTES;
 
 /// A peer that is silent for this long counts as dead. A keep-alive sent into the silence restarts
 /// the time (RFC 9000 §10.1), so it takes up to 9 s.
@@ -65,7 +66,9 @@ const RTT_SHORT: Duration = Duration::from_millis(2);
 /// Limit on the send buffer's queue, as time. The guest's last pages wait behind it while the guest
 /// is paused, so it adds to the downtime.
 const QUEUE: Duration = Duration::from_millis(30);
-/// Least that a short round may queue, in bytes, half a batch; and as time.
+/// What a round leaves in that queue, at most, is this part of it.
+const QUEUED_PART: u64 = 8;
+/// Least that a round may queue, in bytes, half a batch; and as time.
 const SHORT_QUEUE_MIN: u64 = 64 << 10;
 const SHORT_QUEUE: Duration = Duration::from_millis(1);
 /// Requested size of each socket's buffers, in bytes; the system may grant less.
@@ -154,27 +157,21 @@ fn ack_frequency() -> AckFrequencyConfig {
     config
 }
 
-/// Returns the send window for a path with `bytes_per_second` and `round_trip`: twice the bytes in
-/// flight, so that the rate can grow, plus a short queue.
-pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration) -> u64 {
-    let wanted = bytes_per_second * (2 * round_trip + QUEUE).as_secs_f64();
-    let limit = if round_trip < RTT_SHORT { SEND_WINDOW } else { SEND_WINDOW_MAX };
-    (wanted as u64).clamp(SEND_WINDOW_MIN, limit)
-}
-
-/// As [`send_window`], for a round of `bytes` that is too short to measure the link, and so for its
-/// rate to grow: what is in flight, and a quarter of the round, or a millisecond or half a batch if
-/// that is more. So the queue shrinks with the last rounds, and little of it is left when the guest
-/// is paused.
-pub(crate) fn send_window_of_short_round(
-    bytes_per_second: f64,
-    round_trip: Duration,
-    bytes: u64,
-) -> u64 {
+/// Returns the send window for a path with `bytes_per_second` and `round_trip`, in a round of
+/// `round_bytes`: the bytes in flight, twice so that the rate can grow, plus a queue of up to
+/// [`QUEUE`]. Of a round, at most an eighth is left in the queue, so that it shrinks as rounds do, and
+/// little is left when the guest is paused: a round begins behind what the one before it has left.
+/// In a round too short to measure the link, the rate need not grow.
+pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration, round_bytes: u64) -> u64 {
     let within = |time: Duration| (bytes_per_second * time.as_secs_f64()) as u64;
-    let queue = (bytes / 4).max(within(SHORT_QUEUE)).max(SHORT_QUEUE_MIN);
-    let window = within(round_trip).saturating_add(queue);
-    window.min(send_window(bytes_per_second, round_trip))
+    let least = within(SHORT_QUEUE).max(SHORT_QUEUE_MIN);
+    let queue = within(QUEUE).min(round_bytes / QUEUED_PART).max(least);
+    let limit = if round_trip < RTT_SHORT { SEND_WINDOW } else { SEND_WINDOW_MAX };
+    let fast = within(2 * round_trip).saturating_add(queue).clamp(SEND_WINDOW_MIN, limit);
+    match round_bytes {
+        bytes if bytes < MEASURABLE_BYTES => within(round_trip).saturating_add(queue).min(fast),
+        _ => fast,
+    }
 }
 
 /// As [`send_window`], for memory that follows its guest: on a short path less, since a page for
@@ -186,7 +183,7 @@ pub(crate) fn send_window_behind_guest(
 ) -> Option<u64> {
     match bytes_per_second {
         _ if round_trip < RTT_SHORT => Some(SEND_WINDOW_MIN),
-        rate => rate.map(|rate| send_window(rate, round_trip)),
+        rate => rate.map(|rate| send_window(rate, round_trip, u64::MAX)),
     }
 }
 
@@ -199,29 +196,30 @@ mod tests {
     #[test]
     fn a_slow_link_gets_a_short_queue() {
         // 100 Mbit/s: the queued bytes take 42 ms.
-        assert_eq!(send_window(12.5e6, MS), SEND_WINDOW_MIN);
+        assert_eq!(send_window(12.5e6, MS, u64::MAX), SEND_WINDOW_MIN);
     }
 
     #[test]
-    fn the_queue_shrinks_with_the_last_rounds() {
+    fn the_queue_shrinks_with_rounds() {
         let gigabit = 125e6;
-        let windows: Vec<u64> = [4 << 20, 1 << 20, 88_000, 0]
-            .map(|bytes| send_window_of_short_round(gigabit, MS / 5, bytes))
+        let windows: Vec<u64> = [1 << 30, 32 << 20, 8 << 20, 4 << 20, 1 << 20, 88_000, 0]
+            .map(|bytes| send_window(gigabit, MS / 5, bytes))
             .into();
         assert!(windows.is_sorted_by(|a, b| a >= b), "{windows:?}");
+        assert_eq!(windows[..2], [50_000 + 3_750_000; 2], "30 ms");
+        assert_eq!(windows[2], 50_000 + (1 << 20));
         // Queued when the guest is paused: one millisecond.
-        assert_eq!(windows[3], 25_000 + 125_000);
-        assert_eq!(windows[2], windows[3]);
-        // Never more than a long round.
-        assert_eq!(send_window_of_short_round(12.5e6, MS / 5, 4 << 20), SEND_WINDOW_MIN);
+        assert_eq!(windows[4..], [25_000 + 131_072, 25_000 + 125_000, 25_000 + 125_000]);
+        // Never more than 30 ms.
+        assert_eq!(send_window(12.5e6, MS / 5, (4 << 20) - 1), 2500 + 375_000);
         // On a long path about five milliseconds wait behind what is in flight.
         let in_flight = 12.5e6 * 0.05;
-        assert_eq!(send_window_of_short_round(12.5e6, 50 * MS, 0), in_flight as u64 + 65_536);
+        assert_eq!(send_window(12.5e6, 50 * MS, 0), in_flight as u64 + 65_536);
     }
 
     #[test]
     fn a_fast_short_path_stays_in_the_cache() {
-        assert_eq!(send_window(2e9, MS / 5), SEND_WINDOW);
+        assert_eq!(send_window(2e9, MS / 5, u64::MAX), SEND_WINDOW);
     }
 
     #[test]
@@ -229,14 +227,14 @@ mod tests {
         assert_eq!(send_window_behind_guest(None, MS / 5), Some(SEND_WINDOW_MIN));
         assert_eq!(send_window_behind_guest(Some(2e9), MS / 5), Some(SEND_WINDOW_MIN));
         let long = send_window_behind_guest(Some(1.25e9), 20 * MS);
-        assert_eq!(long, Some(send_window(1.25e9, 20 * MS)));
+        assert_eq!(long, Some(send_window(1.25e9, 20 * MS, u64::MAX)));
         assert_eq!(send_window_behind_guest(None, 20 * MS), None);
     }
 
     #[test]
     fn a_long_path_can_be_filled() {
         let under_way = 1.25e9 * 0.02;
-        let window = send_window(1.25e9, 20 * MS);
+        let window = send_window(1.25e9, 20 * MS, u64::MAX);
         assert!(window as f64 >= 2.0 * under_way && window <= SEND_WINDOW_MAX, "{window}");
     }
 }

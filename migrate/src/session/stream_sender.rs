@@ -12,13 +12,12 @@ use super::limiter::Limiter;
 use super::links::Links;
 use super::pool::{Pool, REPEAT_AFTER, Share};
 use super::totals::Totals;
-use crate::convergence::MEASURABLE_BYTES;
 use crate::failpoint::{Failpoints, Passage};
 use crate::guest::{GuestError, SourceGuest};
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES, PageSet};
 use crate::pages::{Batch, BufferPool, Compression, Encoder, Position, WireRate, runs};
 use crate::progress::Transfer;
-use crate::quic::transport::{send_window, send_window_of_short_round};
+use crate::quic::transport::send_window;
 
 /// Chunks re-armed at once, right before they are copied: 16 MiB. With larger blocks the guest
 /// writes more pages between re-arming and copying, which are then sent twice; smaller ones take
@@ -279,13 +278,8 @@ impl StreamSender {
     /// Lets the transport queue what suits the link and the round, once the link's rate is known.
     fn fit_queue(&self) {
         let Some(rate) = self.wire.bytes_per_second() else { return };
-        let round_trip = self.connection.min_rtt();
-        self.connection.set_send_window(match self.round_bytes {
-            bytes if bytes < MEASURABLE_BYTES => {
-                send_window_of_short_round(rate, round_trip, bytes)
-            }
-            _ => send_window(rate, round_trip),
-        });
+        let window = send_window(rate, self.connection.min_rtt(), self.round_bytes);
+        self.connection.set_send_window(window);
     }
 }
 

@@ -274,7 +274,7 @@ impl Load {
             sent += length as u64;
             let now = Instant::now();
             if let Some(rate) = wire.wrote(length as u64, now - asked, now.into_std()) {
-                connection.set_send_window(send_window(rate, connection.min_rtt()));
+                connection.set_send_window(send_window(rate, connection.min_rtt(), u64::MAX));
             }
             yield_now().await;
         }
