@@ -9,7 +9,6 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::fixtures::{Host, Lab, holds, until};
-use crate::read_only::turn_read_only;
 use support::WITHOUT_EARLY_COMMIT;
 use support::state_folder::belongs;
 
@@ -473,22 +472,6 @@ fn the_cable_is_out_while_the_destination_takes_the_guest() {
 #[test]
 fn the_cable_is_out_while_the_destination_loads_the_state() {
     cable_is_out_at_the_destination(&LOADING);
-}
-
-/// The guest waits for the record, not for the destination.
-#[test]
-fn a_commit_is_undone_once_that_can_be_recorded_while_the_cable_is_out() {
-    let mut scenario = Scenario::set(&REMAINDER);
-    scenario.hold(&REMAINDER, Outcome::Source);
-    let [here, there] = scenario.hosts();
-    let is = |state: &str| holds(here.state_of(REMAINDER.name).as_deref() == Some(state), ());
-    turn_read_only(here);
-    there.cut_cable();
-    until("the guest stands still", || is("in-doubt"));
-    here.sh("mount -o remount,rw /").ok();
-    until("the guest runs", || is("running"));
-    there.mend_cable();
-    scenario.ends_as_expected();
 }
 
 /// Unplugs the cable of the destination in `phase`, and lets it continue if it is held.

@@ -5,9 +5,8 @@ use crate::fixtures::{Host, Lab, holds, until};
 
 const COMPLAINT: &str = "Read-only file system";
 
-/// Has all file systems of the host turn read-only; `mount -o remount,rw /` ends that.
 #[track_caller]
-pub(crate) fn turn_read_only(host: Host<'_>) {
+fn turn_read_only(host: Host<'_>) {
     host.sh("sync; echo u > /proc/sysrq-trigger").ok();
     until("the root file system is read-only", || {
         let done = host.sh("touch /var/lib/lighter/probe");
