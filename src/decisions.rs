@@ -47,8 +47,11 @@ pub(crate) fn text(decided: &Decided) -> String {
             time(*expected_downtime_seconds),
             time(*fixed_seconds)
         ),
-        Decided::Throttled { percent, vcpus } => {
-            format!("{} throttled by up to {percent} %", format_vcpus(*vcpus))
+        Decided::Throttled { percent, vcpus, disk_bytes_per_second } => {
+            let disks = disk_bytes_per_second.map_or_else(String::new, |bytes| {
+                format!(", disks written at {} at most", format_rate(bytes.get()))
+            });
+            format!("{} throttled by up to {percent} %{disks}", format_vcpus(*vcpus))
         }
         Decided::Unthrottled { cause } => {
             format!("the guest is no longer throttled, {}", why(*cause))
@@ -114,6 +117,8 @@ fn time(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use migrate::OnStall;
 
     use super::*;
@@ -152,7 +157,18 @@ mod tests {
                 "the downtime limit is raised to 600.0 ms (2.00 s at most): 2.10 s are expected, 40.0 ms even without dirty \
                  memory",
             ),
-            (Decided::Throttled { percent: 75, vcpus: 1 }, "1 vCPU throttled by up to 75 %"),
+            (
+                Decided::Throttled { percent: 75, vcpus: 1, disk_bytes_per_second: None },
+                "1 vCPU throttled by up to 75 %",
+            ),
+            (
+                Decided::Throttled {
+                    percent: 75,
+                    vcpus: 1,
+                    disk_bytes_per_second: NonZeroU64::new(4 << 20),
+                },
+                "1 vCPU throttled by up to 75 %, disks written at 4 MiB/s at most",
+            ),
             (
                 Decided::Unthrottled { cause: Cause::Idle },
                 "the guest is no longer throttled, as nothing has been sent for some time",

@@ -444,16 +444,18 @@ impl GuestDir {
         self.path.join(HERE).exists()
     }
 
-    /// Prepares [`Self::mark_here`], which then needs no room on the disk.
+    /// Durably prepares [`Self::mark_here`], which then needs no room on the disk. After a power
+    /// cut before that, this and a migration's record tell that the guest ran here.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the file cannot be written or flushed.
     pub(crate) fn prepare_mark(&self) -> Result<()> {
         let path = self.path.join(HERE_PREPARED);
         let mut options = fs::OpenOptions::new();
         options.create(true).write(true).truncate(true).mode(0o600);
         let prepared = clock::boot_id()
-            .and_then(|boot| regular_file::open(&path, &mut options)?.write_all(boot.as_bytes()));
+            .and_then(|boot| regular_file::open(&path, &mut options)?.write_all(boot.as_bytes()))
+            .and_then(|()| self.flush(&path));
         prepared.with_context(|| format!("cannot write {}", path.display()))
     }
 

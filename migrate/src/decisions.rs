@@ -2,6 +2,7 @@
 //! what its operator changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -65,6 +66,10 @@ pub enum Decided {
         /// How many of its vCPUs rest for a share of the time: all, until it is known which of them
         /// write. In a list: the last that is known of this step.
         vcpus: u16,
+        /// The most that it may write to the disks that are copied with it, per second, at the rate
+        /// of this step; absent if none is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk_bytes_per_second: Option<NonZeroU64>,
     },
     /// The guest runs at full speed again before it is handed over.
     Unthrottled {
@@ -262,7 +267,7 @@ impl Decisions {
         }
         let Some(stall) = &mut self.stall else { return };
         match *what {
-            Decided::Throttled { percent, vcpus } => stall.throttle(percent, vcpus),
+            Decided::Throttled { percent, vcpus, .. } => stall.throttle(percent, vcpus),
             Decided::Forced { .. } => stall.forced = true,
             Decided::Postcopy { cause: Cause::Stall } => stall.postcopy = true,
             Decided::LimitsChanged { on_stall, .. } => {
@@ -280,7 +285,7 @@ impl Decisions {
     /// Notes what is known by now about the last step of the throttle.
     pub(crate) fn note_throttle(&mut self, throttled: Throttled) {
         let last = self.listed.iter_mut().rev().find_map(|decided| match &mut decided.what {
-            Decided::Throttled { percent, vcpus } => Some((percent, vcpus)),
+            Decided::Throttled { percent, vcpus, .. } => Some((percent, vcpus)),
             _ => None,
         });
         if let Some((percent, vcpus)) = last {
@@ -312,7 +317,7 @@ mod tests {
     use super::*;
 
     fn throttled(percent: u8) -> Decided {
-        Decided::Throttled { percent, vcpus: 2 }
+        Decided::Throttled { percent, vcpus: 2, disk_bytes_per_second: None }
     }
 
     #[test]
@@ -368,7 +373,8 @@ mod tests {
         decisions.add(throttled(75), Duration::ZERO, 1);
         decisions.note_throttle(Throttled { vcpus: 1, percent: 94 });
         let listed: Vec<_> = decisions.listed().into_iter().map(|one| one.what).collect();
-        assert_eq!(listed, [throttled(20), Decided::Throttled { percent: 94, vcpus: 1 }]);
+        let last = Decided::Throttled { percent: 94, vcpus: 1, disk_bytes_per_second: None };
+        assert_eq!(listed, [throttled(20), last]);
     }
 
     #[test]

@@ -311,7 +311,8 @@ pub trait SourceGuest: Send + Sync {
     fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError>;
 
     /// Slows the guest down until the next call or for [`THROTTLE_LEASE`]: vCPUs rest for a share
-    /// of the time, preferably those that write. Returns how much they rest as of now.
+    /// of the time, preferably those that write, and what it writes to copied disks is limited.
+    /// [`Throttle::default`] ends both. Returns how much vCPUs rest as of now.
     ///
     /// # Errors
     /// If it cannot be slowed down.

@@ -310,10 +310,11 @@ impl SourceGuest for Departing {
     }
 
     fn throttle(&self, throttle: Throttle) -> Result<Throttled, GuestError> {
-        let disks = self.parts.len().max(1) as u64;
-        let each = |all: NonZeroU64| NonZeroU64::new(all.get() / disks).unwrap_or(NonZeroU64::MIN);
+        let disks: Vec<_> = self.written(Way::Copied).collect();
+        let count = disks.len().max(1) as u64;
+        let each = |all: NonZeroU64| NonZeroU64::new(all.get() / count).unwrap_or(NonZeroU64::MIN);
         let limit = throttle.disk_bytes_per_second.map(each);
-        self.parts.iter().for_each(|part| part.disk.limit_writes(limit, THROTTLE_LEASE));
+        disks.iter().for_each(|disk| disk.limit_writes(limit, THROTTLE_LEASE));
         self.machine.throttle(throttle)
     }
 

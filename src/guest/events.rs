@@ -340,7 +340,7 @@ mod tests {
         events.migration_started(id, Role::Source);
         let decided = |after: u32| DecidedAt {
             after_seconds: after.into(),
-            what: Decided::Throttled { percent: 20, vcpus: 1 },
+            what: Decided::Throttled { percent: 20, vcpus: 1, disk_bytes_per_second: None },
         };
         for (listed, count) in [(0..2, 2), (0..2, 2), (7..9, 9), (8..10, 10)] {
             let mut status = status(id, &[], None);

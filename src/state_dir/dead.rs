@@ -1,9 +1,9 @@
 //! What is kept of a guest whose process was killed: a record of that, and its logs.
 
 use anyhow::Result;
-use migrate::record::{Side, SourceState};
+use migrate::record::{DestinationState, Side, SourceState};
 
-use super::{GUEST_FILE_BYTES_MAX, GuestDir, GuestIdentity, HERE};
+use super::{GUEST_FILE_BYTES_MAX, GuestDir, GuestIdentity, HERE, HERE_PREPARED};
 use crate::clock;
 use crate::ended::{Ended, How, KEPT_LOGS};
 
@@ -15,8 +15,8 @@ impl GuestDir {
     /// logs beside the record. Does nothing if the process never had the guest: it failed to start
     /// it, or the guest was still arriving, and is where it was. Returns the record if it is new.
     pub(super) fn keep_evidence(&self) -> Option<(GuestIdentity, Ended)> {
-        let here = regular_file::read_text(&self.path.join(HERE), GUEST_FILE_BYTES_MAX);
-        let (process, boot) = (self.read_identity().ok()?, here.ok()?);
+        let process = self.read_identity().ok()?;
+        let boot = self.boot_with_guest(&process)?;
         let ended = self.state.ended();
         let mut lost = None;
         // A record that is damaged may say that the guest was saved, or has moved.
@@ -50,19 +50,33 @@ impl GuestDir {
         (How::Died, reason.to_owned())
     }
 
+    /// Returns in which boot of the host the process had its guest; none if it never had it. The
+    /// host may have lost power after a guest arrived, and before that was marked.
+    fn boot_with_guest(&self, process: &GuestIdentity) -> Option<String> {
+        let read = |file| regular_file::read_text(&self.path.join(file), GUEST_FILE_BYTES_MAX).ok();
+        let has_arrived = || {
+            let side = self.last_migration(process);
+            matches!(side, Some(Side::Destination { state: DestinationState::Running, .. }))
+        };
+        read(HERE).or_else(|| if has_arrived() { read(HERE_PREPARED) } else { None })
+    }
+
     /// Returns where the guest has moved to, if its process knew that.
     fn moved_to(&self, process: &GuestIdentity) -> Option<String> {
+        match self.last_migration(process)? {
+            Side::Source { state: SourceState::Done, destination, .. } => Some(destination),
+            _ => None,
+        }
+    }
+
+    /// Returns what is recorded of the guest's last migration, if that was of this process.
+    fn last_migration(&self, process: &GuestIdentity) -> Option<Side> {
         let records = self.state.records().ok()?;
         let last = records.of(self.name.as_str(), Some(process.uuid)).ok()?.into_iter().next()?;
         let is_its = last.guest_uuid == process.uuid
             && last.pid == process.pid
             && last.started_unix_ms >= process.started_unix_ms;
-        match last.side {
-            Side::Source { state: SourceState::Done, destination, .. } if is_its => {
-                Some(destination)
-            }
-            _ => None,
-        }
+        is_its.then_some(last.side)
     }
 
     /// Records how the guest of `process` ended, which does not do so itself; `reason` completes
@@ -101,7 +115,7 @@ mod tests {
 
     use crate::clock::unix_ms;
     use crate::names::GuestName;
-    use crate::node::liveness::tests::source_record;
+    use crate::node::liveness::tests::{destination_record, source_record};
     use crate::state_dir::StateDir;
 
     use super::*;
@@ -187,6 +201,29 @@ mod tests {
         assert_eq!(state.settle_guests().unwrap().lost, [], "it is not started again");
         let ended = state.ended().read(&identity.name).unwrap();
         assert_eq!((ended.how, &*ended.reason), (How::Moved, "moved to host-b:4950"));
+    }
+
+    #[test]
+    fn a_guest_that_arrived_right_before_the_power_was_cut_is_lost_with_its_host() {
+        for (state_there, is_lost) in
+            [(DestinationState::Running, true), (DestinationState::Discarded, false)]
+        {
+            let (_folder, state) = StateDir::temporary();
+            let identity = arriving(&state);
+            let guest = state.guest(&identity.name);
+            guest.prepare_mark().unwrap();
+            fs::write(guest.path().join(HERE_PREPARED), "another boot").unwrap();
+            let record = Record {
+                guest: identity.name.to_string(),
+                guest_uuid: identity.uuid,
+                started_unix_ms: identity.started_unix_ms,
+                ..destination_record(state_there, identity.pid)
+            };
+            state.records().unwrap().create(&record).unwrap();
+            state.settle_guests().unwrap();
+            let reason = state.ended().read(&identity.name).map(|ended| ended.reason);
+            assert_eq!(reason.as_deref(), is_lost.then_some(LOST_WITH_HOST));
+        }
     }
 
     #[test]

@@ -301,7 +301,10 @@ pub(super) mod tests {
         let decided = |after_seconds, what| DecidedAt { after_seconds, what };
         let report = Report {
             decisions: vec![
-                decided(1.5, Decided::Throttled { percent: 75, vcpus: 1 }),
+                decided(
+                    1.5,
+                    Decided::Throttled { percent: 75, vcpus: 1, disk_bytes_per_second: None },
+                ),
                 decided(4.0, Decided::Postcopy { cause: Cause::Stall }),
             ],
             decision_counts: [(DecisionKind::Throttled, 1), (DecisionKind::Postcopy, 1)].into(),

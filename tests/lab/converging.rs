@@ -9,45 +9,54 @@ const DEVICE: &str = "/var/lib/disks/device";
 /// netem options of a link that takes longer for all of the disk than the guest takes to write it.
 const SLOW_LINK: &str = "rate 8mbit limit 60";
 
-/// Writes each piece of the guest's second disk, again and again, past the guest's page cache and
-/// from one buffer: so it dirties the disk, and hardly any memory. Before that it reads the piece,
-/// and counts those that are not as it has written them. Writes to /run/writer how often it has
-/// written all, and that count; once it is told to end, also the checksum of what it has written.
+/// Writes each piece of the guest's second disk, again and again, past the guest's page cache, by 8
+/// threads, each from one buffer: so it dirties the disk, and hardly any memory. Before that it
+/// reads the piece, and counts those that are not as it has written them. Writes to /run/writer how
+/// often it has written all, and that count; once it is told to end, also the checksum of what it
+/// has written.
 const WRITER: &str = r#"
-import hashlib, mmap, os, signal
+import hashlib, mmap, os, signal, threading
+from concurrent.futures import ThreadPoolExecutor
 
 PIECE = 1 << 16
 disk = os.open("/dev/vdb", os.O_RDWR | os.O_DIRECT)
 pieces = os.lseek(disk, 0, os.SEEK_END) // PIECE
-piece, seen = mmap.mmap(-1, PIECE), mmap.mmap(-1, PIECE)
-piece[:] = os.urandom(PIECE)
+content = os.urandom(PIECE)
+own = threading.local()
 turn, bad, ended = 0, 0, []
 signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
 
-def mark(turn, at):
-    piece[:16] = turn.to_bytes(8, "little") + at.to_bytes(8, "little")
+def marked(turn, at):
+    return turn.to_bytes(8, "little") + at.to_bytes(8, "little")
+
+def write(at):
+    if not hasattr(own, "piece"):
+        own.piece, own.seen = mmap.mmap(-1, PIECE), mmap.mmap(-1, PIECE)
+        own.piece[:] = content
+    is_bad = False
+    if turn > 0:
+        own.piece[:16] = marked(turn, at)
+        os.preadv(disk, [own.seen], at * PIECE)
+        is_bad = own.seen[:] != own.piece[:]
+    own.piece[:16] = marked(turn + 1, at)
+    os.pwritev(disk, [own.piece], at * PIECE)
+    return is_bad
 
 def tell(text):
     with open("/run/writer.new", "w") as out:
         out.write(text)
     os.replace("/run/writer.new", "/run/writer")
 
-while not ended:
-    for at in range(pieces):
-        if turn > 0:
-            mark(turn, at)
-            os.preadv(disk, [seen], at * PIECE)
-            bad += seen[:] != piece[:]
-        mark(turn + 1, at)
-        os.pwritev(disk, [piece], at * PIECE)
-    turn += 1
-    tell(f"{turn} {bad}")
+with ThreadPoolExecutor(8) as threads:
+    while not ended:
+        bad += list(threads.map(write, range(pieces))).count(True)
+        turn += 1
+        tell(f"{turn} {bad}")
 os.fsync(disk)
-content = hashlib.sha256()
+written = hashlib.sha256()
 for at in range(pieces):
-    mark(turn, at)
-    content.update(piece)
-tell(f"{turn} {bad} {content.hexdigest()}")
+    written.update(marked(turn, at) + content[16:])
+tell(f"{turn} {bad} {written.hexdigest()}")
 "#;
 
 /// Writes 8 MiB of memory over and over: far more pages than [`WRITER`].
@@ -99,6 +108,10 @@ fn arrives_throttled(place: &str, options: &str) {
     assert_eq!(report["outcome"], "migrated", "{report:#}");
     assert!(report["stall"]["throttle_percent_max"].as_u64() >= Some(20), "{report:#}");
     assert_eq!(report["stall"]["forced"], false, "{report:#}");
+    let decisions = report["decisions"].as_array().expect("a list");
+    let limits = decisions.iter().filter_map(|one| one["disk_bytes_per_second"].as_u64());
+    // A quarter of a link of 1 MB/s.
+    assert!(limits.max().is_some_and(|limit| limit < 500_000), "{report:#}");
     assert_eq!(here.state_of("debian"), None);
     // It has read, and found as it was, each piece that was copied.
     let turn = await_turns(there, &guest, 0);

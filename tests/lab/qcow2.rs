@@ -68,7 +68,6 @@ fn an_image_is_shared_copied_and_sound_after_a_power_cut() {
     guest.sh(here, "blkdiscard -o 500G -l 32M /dev/vdb && sync /dev/vdb").ok();
     let after = occupied_bytes(here, &[own]);
     assert!(after + (31 << 20) <= before, "{after} bytes of {before}");
-    is_sound(here, own);
 
     // Discards, and flushed writes to new clusters, until the power is cut.
     let fill = "dd if=/dev/urandom of=/dev/vdb bs=4k oflag=direct,seek_bytes conv=notrunc,fdatasync count=1";

@@ -269,7 +269,9 @@ impl<'a> Course<'a> {
         if self.measured.is_running { RunState::Running } else { RunState::Paused }
     }
 
+    /// Plans the end of a dry run; by then, nothing is queued.
     fn probe(&mut self) {
+        self.queued_seconds = 0.0;
         let Measured { dry_run, path, .. } = self.measured;
         let probe = Probe {
             pause_and_save: duration(dry_run.pause_and_save_seconds),
@@ -286,7 +288,7 @@ impl<'a> Course<'a> {
         let writable = self.pending.writable;
         let (sent, sending) = self.send_pending();
         // A round begins behind what the one before it has left in the queue.
-        let left = self.queued_by(sent.wire_bytes);
+        let left = self.queued_by(sent);
         let before = std::mem::replace(&mut self.queued_seconds, left);
         let seconds = (before + sending - left).max(0.0) + self.measured.collect_seconds;
         let running = seconds * f64::from(100 - self.throttle.min(100)) / 100.0;
@@ -297,16 +299,16 @@ impl<'a> Course<'a> {
         self.after(seconds, Event::RoundSent(RoundSent { dirty_pages, ..sent }));
     }
 
-    /// Returns how long the transport still sends what a round of `bytes` has left in its queue.
-    fn queued_by(&self, bytes: u64) -> f64 {
+    /// Returns how long the transport still sends what a round has left in its queue.
+    fn queued_by(&self, sent: RoundSent) -> f64 {
         let path = &self.measured.path;
         if path.is_limited_by(self.bandwidth) {
             return 0.0;
         }
         let rate = path.bytes_per_second.max(1.0);
         let round_trip = duration(path.round_trip_seconds);
-        let window = send_window(rate, round_trip, bytes);
-        (window.min(bytes) as f64 / rate - path.round_trip_seconds).max(0.0)
+        let window = send_window(rate, round_trip, sent.pages.saturating_mul(PAGE_BYTES as u64));
+        (window.min(sent.wire_bytes) as f64 / rate - path.round_trip_seconds).max(0.0)
     }
 
     /// Sends what the last round has left, and what was written until the guest was paused, after

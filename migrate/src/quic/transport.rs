@@ -66,7 +66,7 @@ const RTT_SHORT: Duration = Duration::from_millis(2);
 /// Limit on the send buffer's queue, as time. The guest's last pages wait behind it while the guest
 /// is paused, so it adds to the downtime.
 const QUEUE: Duration = Duration::from_millis(30);
-/// What a round leaves in that queue, at most, is this part of it.
+/// A round leaves at most one byte in this many in that queue.
 const QUEUED_PART: u64 = 8;
 /// Least that a round may queue, in bytes, half a batch; and as time.
 const SHORT_QUEUE_MIN: u64 = 64 << 10;
@@ -158,19 +158,20 @@ fn ack_frequency() -> AckFrequencyConfig {
 }
 
 /// Returns the send window for a path with `bytes_per_second` and `round_trip`, in a round of
-/// `round_bytes`: the bytes in flight, twice so that the rate can grow, plus a queue of up to
-/// [`QUEUE`]. Of a round, at most an eighth is left in the queue, so that it shrinks as rounds do, and
-/// little is left when the guest is paused: a round begins behind what the one before it has left.
-/// In a round too short to measure the link, the rate need not grow.
+/// `round_bytes` of memory: the bytes in flight, twice so that the rate can grow, plus a queue of
+/// up to [`QUEUE`]. The queue is at most an eighth of the round (more, if its pages compress well),
+/// so that it shrinks as rounds do, and little is left when the guest is paused: a round begins
+/// behind what the one before it has left. It is not less than [`SHORT_QUEUE`] and
+/// [`SHORT_QUEUE_MIN`]. In a round too short to measure the link, the rate need not grow.
 pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration, round_bytes: u64) -> u64 {
     let within = |time: Duration| (bytes_per_second * time.as_secs_f64()) as u64;
     let least = within(SHORT_QUEUE).max(SHORT_QUEUE_MIN);
     let queue = within(QUEUE).min(round_bytes / QUEUED_PART).max(least);
     let limit = if round_trip < RTT_SHORT { SEND_WINDOW } else { SEND_WINDOW_MAX };
-    let fast = within(2 * round_trip).saturating_add(queue).clamp(SEND_WINDOW_MIN, limit);
+    let growing = within(2 * round_trip).saturating_add(queue).clamp(SEND_WINDOW_MIN, limit);
     match round_bytes {
-        bytes if bytes < MEASURABLE_BYTES => within(round_trip).saturating_add(queue).min(fast),
-        _ => fast,
+        bytes if bytes < MEASURABLE_BYTES => within(round_trip).saturating_add(queue).min(growing),
+        _ => growing,
     }
 }
 

@@ -140,8 +140,8 @@ pub struct RoundSent {
 }
 
 impl RoundSent {
-    /// Returns the part of memory in the dirty pages.
-    pub(super) fn part_of_memory(&self) -> f64 {
+    /// Returns which part of the dirty pages is memory.
+    pub(super) fn memory_part(&self) -> f64 {
         let disks = self.dirty_disk_pages as f64 / self.dirty_pages.max(1) as f64;
         1.0 - disks.min(1.0)
     }

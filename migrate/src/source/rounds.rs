@@ -26,8 +26,8 @@ use crate::report::Round;
 use crate::stall::OnStall;
 use crate::text::PeerText;
 
-/// What a guest that is slowed down may write to the disks that go along, as a part of what is
-/// sent: the rest is for its memory, and for what was written before.
+/// What a guest that is slowed down may write to the disks that are copied with it, as a part of
+/// what is sent: the rest is for its memory, and for what was written before.
 const DISKS_SHARE: f64 = 0.25;
 
 impl Source {
@@ -237,7 +237,8 @@ impl Source {
             dirty_pages: sent.dirty_pages,
             expected: self.estimate.expected_downtime().unwrap_or(Duration::MAX),
             fixed: self.estimate.fixed(),
-            sent_per_dirtied: self.estimate.sent_per_dirtied() / sent.part_of_memory(),
+            sent_per_dirtied: self.estimate.sent_per_dirtied() / sent.memory_part(),
+            disks_share: if sent.dirty_disk_pages > 0 { DISKS_SHARE } else { 0.0 },
             now: self.now,
         };
         let limits = self.limits();
@@ -304,15 +305,19 @@ impl Source {
     }
 
     fn throttle(&mut self, percent: u8) {
-        self.note(Decided::Throttled { percent, vcpus: self.config.guest.vcpus });
+        let (vcpus, throttle) = (self.config.guest.vcpus, self.throttle_at(percent));
+        let limit = throttle.disk_bytes_per_second;
+        let disk_bytes_per_second = limit.filter(|_| !self.config.guest.disks.is_empty());
+        self.note(Decided::Throttled { percent, vcpus, disk_bytes_per_second });
         self.note_throttle();
-        self.push(Action::Throttle(self.slowed_down(percent)));
+        self.push(Action::Throttle(throttle));
     }
 
     /// Returns how to slow the guest down whose vCPUs are to run less by `percent`.
-    fn slowed_down(&self, percent: u8) -> Throttle {
+    fn throttle_at(&self, percent: u8) -> Throttle {
         let disks = self.estimate.bytes_per_second().map(|sent| (sent * DISKS_SHARE) as u64);
-        Throttle { percent, disk_bytes_per_second: disks.and_then(NonZeroU64::new) }
+        let disks = disks.map(|bytes| NonZeroU64::new(bytes).unwrap_or(NonZeroU64::MIN));
+        Throttle { percent, disk_bytes_per_second: disks }
     }
 
     pub(super) fn on_throttled(&mut self, throttled: Throttled) {
@@ -359,7 +364,7 @@ impl Source {
                     self.note(Decided::Unthrottled { cause: Cause::Idle });
                     Throttle::default()
                 }
-                _ => self.slowed_down(percent),
+                _ => self.throttle_at(percent),
             };
             self.push(Action::Throttle(throttle));
         }

@@ -55,6 +55,8 @@ pub(super) struct RoundEnd {
     pub(super) fixed: Duration,
     /// Pages that are sent for each page of memory that the guest dirties.
     pub(super) sent_per_dirtied: f64,
+    /// What the disks that are copied may have, once the guest is throttled, of what is sent.
+    pub(super) disks_share: f64,
     pub(super) now: Duration,
 }
 
@@ -274,7 +276,7 @@ impl StallWatch {
     /// quarter of the time that it had.
     fn throttle_more(&mut self, end: &RoundEnd) -> Remedy {
         let percent = match self.throttle {
-            None => (100.0 * (1.0 - end.sent_per_dirtied / 2.0)) as u8,
+            None => (100.0 * (1.0 - end.sent_per_dirtied * (0.5 - end.disks_share))) as u8,
             Some(step)
                 if end.verdict == Verdict::SendRoundInVain
                     && step.percent < THROTTLE_MAX
@@ -308,6 +310,7 @@ mod tests {
             expected: expected_ms * MS,
             fixed: 10 * MS,
             sent_per_dirtied: 0.5,
+            disks_share: 0.0,
             now: at_ms * MS,
         }
     }

@@ -8,7 +8,7 @@ use migrate::protocol::codec::CodecError;
 use migrate::record::{DestinationState, SourceState};
 use migrate::report::Outcome;
 use migrate::source;
-use migrate::{Limits, OnStall, Phase, Reason};
+use migrate::{Limits, OnStall, Phase, Reason, Throttle};
 
 use crate::faults::{Side, What};
 use crate::world::{Happening, World, limits};
@@ -256,7 +256,7 @@ impl World {
         self.check_outcomes();
         self.check_nothing_is_left();
         let left = self.source.as_ref().and_then(|source| source.guest.as_ref());
-        if left.is_some_and(|guest| guest.throttle > 0) {
+        if left.is_some_and(|guest| guest.throttle != Throttle::default()) {
             self.violation("the guest is left throttled");
         }
     }

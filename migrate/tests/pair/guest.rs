@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use migrate::memory::{CHUNK_BYTES, MemoryLayout, PAGES_PER_CHUNK, Region};
 use migrate::text::Blob;
-use migrate::{GuestDescription, PageSet};
+use migrate::{GuestDescription, PageSet, Throttle};
 use uuid::Uuid;
 
 /// Number of chunks of the guest's memory, in two regions.
@@ -41,7 +41,7 @@ pub(crate) struct SimGuest {
     /// Pages that are still at the source.
     pub(crate) missing: PageSet,
     /// Share of the time that it rests, in percent.
-    pub(crate) throttle: u8,
+    pub(crate) throttle: Throttle,
     writes_per_second: u32,
     working_set: u64,
     ran_until: Duration,
@@ -65,7 +65,7 @@ impl SimGuest {
             logging: false,
             log: PageSet::empty(CHUNKS),
             missing: PageSet::empty(CHUNKS),
-            throttle: 0,
+            throttle: Throttle::default(),
             writes_per_second,
             working_set: working_set.max(1),
             ran_until: Duration::ZERO,
@@ -76,7 +76,7 @@ impl SimGuest {
     /// them.
     pub(crate) fn advance(&mut self, now: Duration) {
         let past = now.saturating_sub(self.ran_until);
-        let runs = u128::from(100 - self.throttle);
+        let runs = u128::from(100 - self.throttle.percent);
         let writes = past.as_micros() * u128::from(self.writes_per_second) * runs / 100_000_000;
         if writes == 0 && self.running {
             return;

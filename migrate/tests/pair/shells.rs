@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use migrate::PageSet;
 use migrate::destination::{self, Action as ToDo};
 use migrate::guest::{GuestError, RunState};
 use migrate::memory::PAGES_PER_CHUNK;
 use migrate::protocol::{DestinationMessage, PageMasks};
 use migrate::record::DestinationState;
 use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
+use migrate::{PageSet, Throttle};
 
 use crate::faults::{RecordLoss, Side, When};
 use crate::guest::{CHUNKS, SimGuest};
@@ -94,15 +94,15 @@ impl World {
                     source.settled = true;
                 }
             }
-            Action::Throttle(throttle) => self.throttle(throttle.percent),
+            Action::Throttle(throttle) => self.throttle(throttle),
             action => self.act_on_source_guest(&action),
         }
     }
 
-    fn throttle(&mut self, percent: u8) {
+    fn throttle(&mut self, throttle: Throttle) {
         if let Some(guest) = self.source.as_mut().and_then(|source| source.guest.as_mut()) {
             guest.advance(self.now);
-            guest.throttle = percent;
+            guest.throttle = throttle;
         }
     }
 

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     /// A guest whose vCPUs write so many pages between two samples at full speed, each of which
-    /// faults once and is armed again. The last one has so many pages of disks written, too.
+    /// faults once and is armed again.
     struct Guest {
         writes: Vec<u64>,
         counted: Sample,

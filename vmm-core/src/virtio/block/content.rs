@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::allowance::WriteAllowance;
 use super::cache::CacheMode;
 use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::departed;
@@ -22,6 +21,7 @@ use super::proof::{DiskProof, Mark};
 use super::seal::Seal;
 use super::staged::{self, Staged, UnnamedFile};
 use super::store::Store;
+use super::write_limit::WriteLimit;
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use crate::sys::file::Clearing;
 use crate::virtio::DeviceError;
@@ -36,7 +36,7 @@ pub struct DiskContent {
     access: Access,
     lock_reach: LockReach,
     log: WriteLog,
-    allowance: WriteAllowance,
+    write_limit: WriteLimit,
     /// The file of an arriving disk while it does not have its name yet, and what happens to a file
     /// that has it.
     unnamed: Mutex<Option<(Arc<Staged>, Occupied)>>,
@@ -64,7 +64,7 @@ impl DiskContent {
             access: config.access(),
             lock_reach: LockReach::of(store.file()),
             log: WriteLog::default(),
-            allowance: WriteAllowance::default(),
+            write_limit: WriteLimit::default(),
             unnamed: Mutex::new(unnamed),
             may_be_sealed: AtomicBool::new(config.begins_here()),
             fault: AtomicI32::new(0),
@@ -170,16 +170,16 @@ impl DiskContent {
         self.limit_writes(None, Duration::ZERO);
     }
 
-    /// Lets the guest write at most so many bytes per second, for the duration of `lease` or until
-    /// the next call; none: as fast as it can. Requests behind a write that has to wait, wait with
-    /// it. A caller renews the lease, so that a guest whose caller has failed is not left slow.
+    /// Limits what the guest writes, for the duration of `lease` or until the next call; `None`
+    /// lifts the limit. A write that waits also delays the requests behind it in its queue. A
+    /// caller renews the lease, so that a guest whose caller has failed is not left slow.
     pub fn limit_writes(&self, bytes_per_second: Option<NonZeroU64>, lease: Duration) {
-        self.allowance.set(bytes_per_second, lease, Instant::now());
+        self.write_limit.set(bytes_per_second, lease, Instant::now());
     }
 
-    /// Returns what the guest may write.
-    pub(super) fn allowance(&self) -> &WriteAllowance {
-        &self.allowance
+    /// Returns the limit of what the guest writes.
+    pub(super) fn write_limit(&self) -> &WriteLimit {
+        &self.write_limit
     }
 
     /// Sets in `words`, one word for each chunk, the bits of the pages that the guest has written.

@@ -12,12 +12,12 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::SECTOR_BYTES;
-use super::allowance::Turn;
 use super::config::{Access, BlockConfig};
 use super::content::DiskContent;
 use super::disk::Disk;
 use super::engine::{self, Engine, Ticket};
 use super::request::{Limits, Operation, Request, Status, Wish, answered, parse};
+use super::write_limit::Turn;
 use crate::memory::RamMap;
 use crate::virtio::DeviceError;
 use crate::virtio::device::{Answer, Device, DeviceKind, Progress, Rings};
@@ -134,9 +134,10 @@ impl BlockDevice {
     /// Answers a request, or starts its operation.
     fn take(
         &mut self,
-        (queue, now): (usize, Instant),
+        queue: usize,
         chain: Chain,
         memory: &RamMap,
+        now: Instant,
     ) -> Result<Answer, QueueError> {
         let head = chain.head;
         let Request { wish, data_bytes, status } = parse(chain, memory, &self.limits)?;
@@ -147,10 +148,10 @@ impl BlockDevice {
                 Status::Ok
             }
             Wish::Do(operation) => {
-                if let Operation::Write { from, .. } = &operation {
-                    self.content.allowance().spend(from.bytes(), now);
-                }
                 let writes = operation.writes();
+                if let Some(range) = writes {
+                    self.content.write_limit().spend(queue, range, now);
+                }
                 let is_flush = matches!(operation, Operation::Flush);
                 let ticket = Ticket { queue, head, data_bytes, status, writes, is_flush };
                 return self.set_about(operation, ticket, memory);
@@ -334,13 +335,13 @@ impl Device for BlockDevice {
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         let now = rings.now();
-        let batch = match self.content.allowance().turn(now) {
+        let batch = match self.content.write_limit().turn(index, now) {
             Turn::All => BATCH,
             Turn::One => 1,
             Turn::After(wait) => return Ok(Progress::After(wait)),
         };
-        let place = (index, now);
-        let progress = rings.take_on(index, batch, |chain, memory| self.take(place, chain, memory));
+        let progress =
+            rings.take_on(index, batch, |chain, memory| self.take(index, chain, memory, now));
         // Requests that were queued must be submitted even if the queue is broken.
         self.submit();
         let progress = progress?;

@@ -12,7 +12,7 @@
 //! | `cache` | whether these bytes go through the host's cache |
 //! | `hold`, `behind`, `lock_reach` | what keeps others away from it, and which programs |
 //! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
-//! | `allowance` | limits what is written during the copy |
+//! | `write_limit` | limits what is written during the copy |
 //! | `resize` | checks the new size of a disk |
 //! | `staged`, `overwritten` | a disk that is being copied to this host: a file, a block device |
 //! | `proof`, `names` | checks that two hosts share a disk, and the names of block devices |
@@ -22,7 +22,6 @@
 //! | `identity` | recognizes a disk where such a mark is not possible |
 //! | `seed` | a disk of documents from the guest's configuration, with no file on the host |
 
-mod allowance;
 mod behind;
 mod cache;
 mod config;
@@ -49,6 +48,7 @@ mod staged;
 mod store;
 #[cfg(test)]
 mod testing;
+mod write_limit;
 
 pub use behind::behind_loops;
 pub use cache::CacheMode;
