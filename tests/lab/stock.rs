@@ -155,8 +155,8 @@ fn a_pci_bus_is_found_without_a_warning() {
     guest.shut_down(host);
 }
 
-/// Reasons of exits from a guest (`KVM_EXIT_IO`, `KVM_EXIT_MMIO`): it accesses a port, or a register
-/// in memory.
+/// Reasons of exits (`KVM_EXIT_IO`, `KVM_EXIT_MMIO`): the guest accesses a port, or a register in
+/// memory.
 const PORT: &str = "2";
 const MEMORY: &str = "6";
 
