@@ -431,12 +431,12 @@ impl GuestDir {
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
     }
 
-    /// Publishes which process holds the name; the process itself calls this.
+    /// Durably publishes which process holds the name; the process itself calls this.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub(crate) fn write_identity(&self, identity: &GuestIdentity) -> Result<()> {
-        durable::write_json_unflushed(&self.guest_file(), identity)
+        durable::write_json(&self.guest_file(), identity)
     }
 
     /// Whether the process has the guest, as far as this user can tell.
@@ -444,8 +444,9 @@ impl GuestDir {
         self.path.join(HERE).exists()
     }
 
-    /// Durably prepares [`Self::mark_here`], which then needs no room on the disk. After a power
-    /// cut before that, this and a migration's record tell that the guest ran here.
+    /// Prepares [`Self::mark_here`], which then needs no room on the disk. Should the power be cut
+    /// before that, this and a migration's record tell that the guest ran here: it is durable once
+    /// [`Self::write_identity`] has returned, too.
     ///
     /// # Errors
     /// If the file cannot be written or flushed.
@@ -455,7 +456,7 @@ impl GuestDir {
         options.create(true).write(true).truncate(true).mode(0o600);
         let prepared = clock::boot_id()
             .and_then(|boot| regular_file::open(&path, &mut options)?.write_all(boot.as_bytes()))
-            .and_then(|()| self.flush(&path));
+            .and_then(|()| fs::File::open(&path)?.sync_all());
         prepared.with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -471,15 +472,8 @@ impl GuestDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound && mark.exists() => return Ok(()),
             renamed => renamed.with_context(|| format!("cannot rename {}", prepared.display()))?,
         }
-        self.flush(&mark).with_context(|| format!("cannot flush {}", mark.display()))
-    }
-
-    /// Waits until the host would know after a power cut which process had which guest.
-    fn flush(&self, mark: &Path) -> io::Result<()> {
-        for file in [&self.guest_file(), mark] {
-            fs::File::open(file)?.sync_all()?;
-        }
-        regular_file::sync_folder_of(mark)
+        let flushed = regular_file::sync_folder_of(&mark);
+        flushed.with_context(|| format!("cannot flush {}", mark.display()))
     }
 }
 
