@@ -124,6 +124,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_throttle_says_what_it_does_to_vcpus_and_to_copied_disks() {
+        let throttled = |disk_bytes_per_second| {
+            text(&Decided::Throttled { percent: 75, vcpus: 1, disk_bytes_per_second })
+        };
+        assert_eq!(throttled(None), "1 vCPU throttled by up to 75 %");
+        let disks = ", disks written at 4 MiB/s at most";
+        assert_eq!(throttled(NonZeroU64::new(4 << 20)), throttled(None) + disks);
+    }
+
+    #[test]
     fn each_decision_says_what_was_done_and_why() {
         let on_stall = OnStall::Wait;
         for (decided, said) in [
@@ -156,18 +166,6 @@ mod tests {
                 },
                 "the downtime limit is raised to 600.0 ms (2.00 s at most): 2.10 s are expected, 40.0 ms even without dirty \
                  memory",
-            ),
-            (
-                Decided::Throttled { percent: 75, vcpus: 1, disk_bytes_per_second: None },
-                "1 vCPU throttled by up to 75 %",
-            ),
-            (
-                Decided::Throttled {
-                    percent: 75,
-                    vcpus: 1,
-                    disk_bytes_per_second: NonZeroU64::new(4 << 20),
-                },
-                "1 vCPU throttled by up to 75 %, disks written at 4 MiB/s at most",
             ),
             (
                 Decided::Unthrottled { cause: Cause::Idle },
