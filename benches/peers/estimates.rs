@@ -38,8 +38,8 @@ const FIGURES: [Figure; 3] = [
 /// An estimate and what came of it.
 type Pair = (Estimated, Measured);
 
-/// The table, the median error of all migrations, and that of an estimate which knows the outcomes
-/// of a case, but not their order: what runs of one case differ by.
+/// The table, the median error of all migrations, and that of always saying the median of a case's
+/// outcomes: what runs of one case differ by.
 pub(crate) fn markdown(settings: &Settings, outcome: &Outcome) -> String {
     let mut text = String::new();
     let runs = settings.runs;
