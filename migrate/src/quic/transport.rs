@@ -69,8 +69,8 @@ const QUEUE: Duration = Duration::from_millis(30);
 /// A round leaves at most one byte in this many in that queue.
 const QUEUED_PART: u64 = 8;
 /// Least that a round may queue, in bytes, half a batch; and as time.
-const SHORT_QUEUE_MIN: u64 = 64 << 10;
-const SHORT_QUEUE: Duration = Duration::from_millis(1);
+const QUEUE_MIN_BYTES: u64 = 64 << 10;
+const QUEUE_MIN: Duration = Duration::from_millis(1);
 /// Requested size of each socket's buffers, in bytes; the system may grant less.
 pub(super) const SOCKET_BUFFER: usize = 4 << 20;
 
@@ -161,11 +161,11 @@ fn ack_frequency() -> AckFrequencyConfig {
 /// `round_bytes` of memory: the bytes in flight, twice so that the rate can grow, plus a queue of
 /// up to [`QUEUE`]. The queue is at most an eighth of the round (more, if its pages compress well),
 /// so that it shrinks as rounds do, and little is left when the guest is paused: a round begins
-/// behind what the one before it has left. It is not less than [`SHORT_QUEUE`] and
-/// [`SHORT_QUEUE_MIN`]. In a round too short to measure the link, the rate need not grow.
+/// behind what the one before it has left. It is not less than [`QUEUE_MIN`] and
+/// [`QUEUE_MIN_BYTES`]. In a round too short to measure the link, the rate need not grow.
 pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration, round_bytes: u64) -> u64 {
     let within = |time: Duration| (bytes_per_second * time.as_secs_f64()) as u64;
-    let least = within(SHORT_QUEUE).max(SHORT_QUEUE_MIN);
+    let least = within(QUEUE_MIN).max(QUEUE_MIN_BYTES);
     let queue = within(QUEUE).min(round_bytes / QUEUED_PART).max(least);
     let limit = if round_trip < RTT_SHORT { SEND_WINDOW } else { SEND_WINDOW_MAX };
     let growing = within(2 * round_trip).saturating_add(queue).clamp(SEND_WINDOW_MIN, limit);

@@ -131,13 +131,14 @@ impl BlockDevice {
         Ok(bytes)
     }
 
-    /// Answers a request, or starts its operation.
+    /// Answers a request, or starts its operation. If writes are limited, what is written counts at
+    /// the time `limited_at`.
     fn take(
         &mut self,
         queue: usize,
         chain: Chain,
         memory: &RamMap,
-        now: Instant,
+        limited_at: Option<Instant>,
     ) -> Result<Answer, QueueError> {
         let head = chain.head;
         let Request { wish, data_bytes, status } = parse(chain, memory, &self.limits)?;
@@ -149,7 +150,7 @@ impl BlockDevice {
             }
             Wish::Do(operation) => {
                 let writes = operation.writes();
-                if let Some(range) = writes {
+                if let Some((range, now)) = writes.zip(limited_at) {
                     self.content.write_limit().spend(queue, range, now);
                 }
                 let is_flush = matches!(operation, Operation::Flush);
@@ -335,13 +336,13 @@ impl Device for BlockDevice {
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         let now = rings.now();
-        let batch = match self.content.write_limit().turn(index, now) {
-            Turn::All => BATCH,
-            Turn::One => 1,
+        let (batch, limited_at) = match self.content.write_limit().turn(index, now) {
+            Turn::All => (BATCH, None),
+            Turn::One => (1, Some(now)),
             Turn::After(wait) => return Ok(Progress::After(wait)),
         };
-        let progress =
-            rings.take_on(index, batch, |chain, memory| self.take(index, chain, memory, now));
+        let take = |chain, memory: &_| self.take(index, chain, memory, limited_at);
+        let progress = rings.take_on(index, batch, take);
         // Requests that were queued must be submitted even if the queue is broken.
         self.submit();
         let progress = progress?;

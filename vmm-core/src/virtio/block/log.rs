@@ -5,6 +5,7 @@
 //! clears a bit before it reads misses nothing: a write in flight sets the bit again, and a pause
 //! waits for all writes.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
@@ -63,14 +64,17 @@ impl WriteLog {
     }
 }
 
+/// Returns the pages that the range touches.
+pub(super) fn pages_of(offset: u64, bytes: u64) -> Range<u64> {
+    let (page, first) = (PAGE_BYTES as u64, offset / PAGE_BYTES as u64);
+    let end = if bytes == 0 { first } else { offset.saturating_add(bytes).div_ceil(page) };
+    first..end
+}
+
 /// Calls `set` for every chunk that the range touches, with the mask of the touched pages.
 pub(super) fn each_word(offset: u64, bytes: u64, mut set: impl FnMut(usize, u64)) {
     let pages = CHUNK_PAGES as u64;
-    let mut page = offset / PAGE_BYTES as u64;
-    if bytes == 0 {
-        return;
-    }
-    let end = offset.saturating_add(bytes).div_ceil(PAGE_BYTES as u64);
+    let Range { start: mut page, end } = pages_of(offset, bytes);
     while page < end {
         let (chunk, first) = (page / pages, page % pages);
         let count = (pages - first).min(end - page);

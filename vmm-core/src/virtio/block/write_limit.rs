@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::log::pages_of;
 use crate::memory::PAGE_BYTES;
 
 /// Longest wait before the limit is read again: it may have changed.
@@ -68,16 +69,14 @@ impl WriteLimit {
     /// the same time share the limit, so that none waits for another one.
     pub(super) fn spend(&self, queue: usize, (offset, bytes): (u64, u64), now: Instant) {
         let Some(limit) = &mut *self.lock() else { return };
-        let page = PAGE_BYTES as u64;
-        let pages = offset.saturating_add(bytes).div_ceil(page).saturating_sub(offset / page);
+        let writes = |(other, at): &(&usize, &Instant)| **other != queue && **at + WRITES_FOR > now;
+        let writing = 1 + limit.free_at.iter().filter(writes).count();
+        let pages = pages_of(offset, bytes);
+        let bytes = (pages.end - pages.start) as f64 * PAGE_BYTES as f64;
+        let seconds = bytes * writing as f64 / limit.bytes_per_second.get() as f64;
+        let delay = Duration::try_from_secs_f64(seconds).map_or(DELAY_MAX, |it| it.min(DELAY_MAX));
         let free_at = limit.free_at.entry(queue).or_insert(now);
-        *free_at = (*free_at).max(now);
-        let writing = limit.free_at.values().filter(|at| **at + WRITES_FOR > now).count();
-        let seconds = pages as f64 * page as f64 / limit.bytes_per_second.get() as f64;
-        let delay = Duration::try_from_secs_f64(seconds * writing as f64).unwrap_or(DELAY_MAX);
-        if let Some(free_at) = limit.free_at.get_mut(&queue) {
-            *free_at = (*free_at + delay.min(DELAY_MAX)).min(now + DELAY_MAX);
-        }
+        *free_at = ((*free_at).max(now) + delay).min(now + DELAY_MAX);
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Limit>> {
