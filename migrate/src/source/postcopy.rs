@@ -234,8 +234,8 @@ impl Source {
         format!(
             "guest {name} runs at the destination, which still needs memory from here and is out of reach, or \
              has lost its record: both go on automatically once it is back. If it can be reached at another \
-             address only: `lighter migrate {name} --recover ADDRESS`. If it is gone for good: `lighter migrate \
-             --resolve discard {name}` here frees the memory; the guest is lost then"
+             address only: `lighter migrate {name} --recover ADDRESS`. If it is gone for good: `lighter migrate {name} \
+             --resolve discard --unsafe` here frees the memory; the guest is lost then"
         )
     }
 }

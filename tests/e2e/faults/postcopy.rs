@@ -192,6 +192,9 @@ fn memory_for_a_destination_that_is_gone_is_given_up_by_the_operator_only() {
     scene.pair.a.guest(GUEST).await_out_of_reach();
     // It has run there.
     scene.pair.a.guest(GUEST).await_state("migrating");
+    let detail = scene.pair.a.guest(GUEST).get("/v1/guest").expect("its state")["detail"].clone();
+    let way_out = format!("`lighter migrate {GUEST} --resolve discard --unsafe`");
+    assert!(detail.as_str().is_some_and(|detail| detail.contains(&way_out)), "{detail}");
     let resolve =
         |choice: &[&str]| scene.pair.a.run(&[&["migrate", GUEST, "--resolve"], choice].concat());
     resolve(&["run"]).complains(Exit::Failed, &[GUEST]);

@@ -67,7 +67,8 @@ fn memory_is_kept_for_a_destination_whose_node_has_lost_its_record() {
         assert_eq!(bench.source.handle(Event::Tick, at), [Action::Reconnect]);
         bench.feed(Event::Connected);
         assert_eq!(bench.hear(DestinationMessage::Unknown), [Action::Disconnect]);
-        assert!(bench.source.progress(bench.now).in_doubt.is_some());
+        let way_out = bench.source.progress(bench.now).in_doubt.unwrap();
+        assert!(way_out.contains("migrate web-1 --resolve discard --unsafe`"), "{way_out}");
     }
     assert!(pauses.is_sorted());
     assert_eq!(pauses[11], Duration::from_secs(10));
