@@ -5,6 +5,7 @@ use super::state::{GuestBack, LinkStatus, PeerNotice, State, Unwind};
 use super::{Action, Source};
 use crate::error::{Failure, MigrationError};
 use crate::guest::{GuestError, RunState};
+use crate::phase::Phase;
 use crate::protocol::{Decision, DestinationMessage, SourceMessage};
 use crate::reason::Reason;
 use crate::record::SourceState;
@@ -66,7 +67,7 @@ impl Source {
         self.awaited = None;
         self.end_standstill();
         self.end_throttle();
-        if self.notes.phase() >= crate::phase::Phase::Precopy {
+        if self.notes.phase() >= Phase::Precopy {
             self.push(Action::StopSending);
             if guest == GuestBack::Resuming && !is_told {
                 self.push(Action::ResumeGuest);
@@ -212,6 +213,7 @@ impl Source {
         }
         if self.state.is_uncommitted() {
             self.link.down();
+            let detail = self.beside_other_links(detail);
             return self.abort(Failure::ConnectionLost { detail });
         }
         let error = self.error(Failure::ConnectionLost { detail });
@@ -241,6 +243,16 @@ impl Source {
             },
             _ => self.link.down(),
         }
+    }
+
+    /// Adds what would have carried the migration on, even if the destination's address has changed.
+    fn beside_other_links(&self, detail: PeerText) -> PeerText {
+        if self.config.has_links || self.notes.phase() == Phase::Connect {
+            return detail;
+        }
+        PeerText::new(&format!(
+            "{detail}; with --via and several addresses, a migration goes on over the others"
+        ))
     }
 
     /// Takes the guest back without the destination, which has been asked to give it back: the

@@ -32,3 +32,19 @@ fn an_older_destination_is_told_that_it_gets_no_guest_and_why() {
     let prepares = |action: &Action| matches!(action, Action::Send(SourceMessage::Prepare(_)));
     assert!(!actions.iter().any(prepares), "{actions:?}");
 }
+
+#[test]
+fn a_connection_that_is_lost_names_what_goes_on_without_it() {
+    for (has_links, expected) in [
+        (false, "timed out; with --via and several addresses, a migration goes on over the others"),
+        (true, "timed out"),
+    ] {
+        let mut bench = Bench::copying();
+        bench.source.config.has_links = has_links;
+        bench.feed(lost());
+        let actions = bench.feed(Event::Recorded);
+        let error = report(&actions).error.clone().unwrap();
+        let text = format!("migration failed during precopy: connection lost: {expected}");
+        assert_eq!(error.message, text);
+    }
+}
