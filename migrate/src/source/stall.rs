@@ -40,7 +40,9 @@ const THROTTLE_MAX: u8 = 99;
 const THROTTLE_STEP: Duration = Duration::from_millis(200);
 /// How often the guest is told that its throttle continues.
 const THROTTLE_RENEWAL: Duration = Duration::from_secs(1);
-/// How long a guest is throttled while nothing is sent.
+/// How long a guest is throttled while nothing is sent. A second would be too short: a link that
+/// was down for one can be silent for two, since QUIC doubles the time between its probes (RFC 9002
+/// §6.2.1), and a guest at full speed would dirty again what the throttle has gained.
 const THROTTLE_IN_VAIN: Duration = Duration::from_secs(5);
 
 /// The end of a round.
