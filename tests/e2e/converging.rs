@@ -28,6 +28,11 @@ fn start(pair: &Pair, more: &[&str]) -> Migration {
 /// of one.
 fn start_stalling(pair: &Pair, more: &[&str]) -> Migration {
     Guest::start(&pair.a, &GuestPlan { dirty_rate: 100_000, ..hot() });
+    migrate_stalling(pair, more)
+}
+
+/// Migrates the guest of [`start_stalling`].
+fn migrate_stalling(pair: &Pair, more: &[&str]) -> Migration {
     let link = ["--bandwidth", "4MB/s", "--compress", "off"];
     Migration::start(&pair.a, "web-1", &pair.b, &[&link, more].concat())
 }
@@ -189,6 +194,32 @@ fn a_migration_that_waits_is_told_to_throttle_and_the_throttle_ends_when_it_is_c
     writes_at_its_full_rate(&pair.a.guest("web-1"));
     set("on-stall=force").complains(Exit::Failed, &["not being migrated"]);
     one_intact_copy(&pair.hosts(), "web-1", &pair.a);
+}
+
+#[test]
+fn a_preset_alone_says_how_long_the_pause_may_be_and_what_to_do_about_a_stall() {
+    let pair = Pair::new();
+    let gentle = start_stalling(&pair, &["--preset", "gentle"]);
+    shows(&pair, "a gentle migration stalls, and waits", |progress| {
+        let stalled = &progress["decisions"][0];
+        stalled["decision"] == "stalled" && stalled["on_stall"] == "wait"
+    });
+    shows(&pair, "its pause may take 300 ms, and its guest is not slowed down", |progress| {
+        progress["downtime_limit_seconds"] == 0.3
+            && progress["on_stall"] == "wait"
+            && progress["throttle_percent"] == 0
+    });
+    pair.a.run(&["cancel", "web-1"]).ok();
+    gentle.finish().cancelled();
+
+    let report = migrate_stalling(&pair, &["--preset", "now"]).finish().ok();
+
+    let stalled = &report["decisions"][0];
+    assert_eq!(stalled["decision"], "stalled", "{report:#}");
+    assert_eq!(stalled["downtime_limit_seconds"], 1.0, "{report:#}");
+    assert_eq!(report["stall"]["on_stall"], "force", "{report:#}");
+    assert_eq!(report["stall"]["forced"], true, "{report:#}");
+    one_intact_copy(&pair.hosts(), "web-1", &pair.b);
 }
 
 #[test]
