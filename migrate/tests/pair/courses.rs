@@ -28,8 +28,9 @@ fn called_off() -> Scenario {
     }
 }
 
-/// Runs the course without a fault; returns where it leaves that of any other guest, and its end.
-fn course(scenario: &Scenario) -> (World, Reached, Reached) {
+/// Runs the course without a fault; returns where it leaves that of any other guest, or pauses it,
+/// and its end.
+pub(crate) fn course(scenario: &Scenario) -> (World, Reached, Reached) {
     let world = run_well(scenario.clone());
     assert_eq!(outcome(&world), Outcome::Migrated, "{scenario:?}");
     let turn = world.turn.expect("a guest that is throttled or paused");
@@ -60,10 +61,12 @@ fn a_lost_message_and_then_a_crash(scenario: &Scenario) {
     ];
     for scenario in scenario.clone().of_each_commit() {
         let (_, turn, end) = course(&scenario);
-        let actions = |end: u32| end.saturating_sub(ACTIONS_BEFORE_END)..end + ACTIONS_AFTER_END;
-        let at_source = actions(end.source_action).map(|n| When::After(Side::Source, n));
-        let there = actions(end.destination_action).map(|n| When::After(Side::Destination, n));
-        let crashes: Vec<_> = at_source.chain(there).collect();
+        let actions = |side| {
+            let end = end.action(side);
+            let numbers = end.saturating_sub(ACTIONS_BEFORE_END)..end + ACTIONS_AFTER_END;
+            numbers.map(move |n| When::After(side, n))
+        };
+        let crashes: Vec<_> = actions(Side::Source).chain(actions(Side::Destination)).collect();
         for (message, loss) in (turn.message..end.message).flat_map(|n| losses.map(|it| (n, it))) {
             for (when, killed) in
                 crashes.iter().flat_map(|n| [(*n, Side::Source), (*n, Side::Destination)])

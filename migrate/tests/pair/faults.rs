@@ -95,15 +95,6 @@ pub(crate) fn kinds() -> Vec<What> {
     kinds
 }
 
-/// The `n`-th message, the time `at_ms`, and before and after the `n`-th action of either side.
-pub(crate) fn boundaries(n: u32, at_ms: u32) -> Vec<When> {
-    let mut points = vec![When::Message(n), When::At(at_ms)];
-    for side in [Side::Source, Side::Destination] {
-        points.extend([When::Before(side, n), When::After(side, n)]);
-    }
-    points
-}
-
 /// How far a run has come: its next message, the next action of either side, and the time.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Reached {
@@ -113,13 +104,22 @@ pub(crate) struct Reached {
     pub(crate) at: Duration,
 }
 
+impl Reached {
+    /// Returns the number of a side's next action.
+    pub(crate) fn action(&self, side: Side) -> u32 {
+        match side {
+            Side::Source => self.source_action,
+            Side::Destination => self.destination_action,
+        }
+    }
+}
+
 /// Every boundary of a run from one point to the other: each message, before and after each action
 /// of either side, and `times` points in time.
 pub(crate) fn boundaries_between(from: &Reached, to: &Reached, times: u32) -> Vec<When> {
     let mut points: Vec<_> = (from.message..to.message).map(When::Message).collect();
-    let source = from.source_action..to.source_action;
-    let destination = from.destination_action..to.destination_action;
-    for (side, actions) in [(Side::Source, source), (Side::Destination, destination)] {
+    for side in [Side::Source, Side::Destination] {
+        let actions = from.action(side)..to.action(side);
         points.extend(actions.flat_map(|n| [When::Before(side, n), When::After(side, n)]));
     }
     let step = to.at.saturating_sub(from.at) / times.max(1);

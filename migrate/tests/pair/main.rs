@@ -9,6 +9,7 @@ mod courses;
 mod faults;
 mod guest;
 mod network;
+mod pairs;
 mod postcopy;
 mod shells;
 mod standstill;
@@ -21,7 +22,10 @@ use migrate::decisions::DecisionKind;
 use migrate::report::Outcome;
 use proptest::prelude::*;
 
-use faults::{Fault, HOUR_MS, RecordLoss, Scenario, Side, What, When, boundaries, kinds};
+use courses::course;
+use faults::{
+    Fault, HOUR_MS, Reached, RecordLoss, Scenario, Side, What, When, boundaries_between, kinds,
+};
 use world::{DOWNTIME_LIMIT, World};
 
 /// Runs a scenario to its end and checks all invariants.
@@ -229,13 +233,11 @@ fn a_destination_that_lost_its_record_of_a_commit_can_be_resolved() {
 /// Every kind of fault at every message, and before and after every action of either side.
 #[test]
 fn any_single_fault_at_any_boundary() {
-    for what in kinds() {
-        for n in 0..40 {
-            for when in boundaries(n, n * 3) {
-                with_fault(when, what)
-                    .of_each_commit()
-                    .into_iter()
-                    .for_each(|it| drop(run_well(it)));
+    for scenario in Scenario::default().of_each_commit() {
+        let (_, _, end) = course(&scenario);
+        for when in boundaries_between(&Reached::default(), &end, 40) {
+            for what in kinds() {
+                run_well(Scenario { faults: vec![Fault { when, what }], ..scenario.clone() });
             }
         }
     }

@@ -7,12 +7,15 @@ use migrate::record::{DestinationState, SourceState};
 use migrate::report::Outcome;
 use migrate::{OnStall, Phase, Reason};
 
-use crate::faults::{Fault, HOUR_MS, Scenario, Side, What, When, boundaries, kinds};
+use crate::courses::course;
+use crate::faults::{
+    Fault, HOUR_MS, Reached, Scenario, Side, What, When, boundaries_between, kinds,
+};
 use crate::world::World;
 use crate::{outcome, run, run_well, trace_of};
 
 /// A guest that writes faster than the link carries, and is handed over before its memory.
-fn hot() -> Scenario {
+pub(crate) fn hot() -> Scenario {
     Scenario {
         writes_per_second: 20_000,
         working_set: 384,
@@ -156,13 +159,12 @@ fn any_single_fault_at_any_boundary_of_post_copy() {
         What::OperatorDiscards(Side::Source),
         What::OperatorDiscards(Side::Destination),
     ];
-    for what in kinds().into_iter().chain(by_operators) {
-        for n in 0..40 {
-            for when in boundaries(n, 595 + n * 10) {
-                hot_with(&[(when, what)])
-                    .of_each_commit()
-                    .into_iter()
-                    .for_each(|it| drop(run_well(it)));
+    let from = Reached { at: Duration::from_millis(595), ..Reached::default() };
+    for scenario in hot().of_each_commit() {
+        let (_, _, end) = course(&scenario);
+        for when in boundaries_between(&from, &end, 40) {
+            for what in kinds().into_iter().chain(by_operators) {
+                run_well(Scenario { faults: vec![Fault { when, what }], ..scenario.clone() });
             }
         }
     }
