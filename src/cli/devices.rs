@@ -9,7 +9,7 @@ use vmm_core::virtio::net::MacAddress;
 use super::JsonFlag;
 use super::disk::DiskArg;
 use super::host_device::HostDeviceArg;
-use super::migration::disk_here;
+use super::named_disk::disk_here;
 use super::net::NetArg;
 use crate::names::GuestName;
 use crate::units::parse_duration;

@@ -4,12 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
 use clap::Args;
 
 use super::JsonFlag;
 use super::isolation::IsolationArgs;
-use super::migration::disk_here;
+use super::named_disk::NamedDisk;
 use super::spec::GuestSpec;
 use crate::names::GuestName;
 use crate::units::parse_duration;
@@ -352,8 +351,8 @@ pub(crate) struct BlockresizeArgs {
 
     /// The disk: its path as `lighter show` prints it, or vda for the first one, vdb for the second
     /// one.
-    #[arg(value_name = "DISK", value_parser = DiskArg::parse)]
-    pub(crate) disk: DiskArg,
+    #[arg(value_name = "DISK", value_parser = NamedDisk::parse)]
+    pub(crate) disk: NamedDisk,
 
     /// New size, binary units: 512M, 40G [default: what the device or the file has by now].
     #[arg(value_parser = parse_size)]
@@ -361,25 +360,6 @@ pub(crate) struct BlockresizeArgs {
 
     #[command(flatten)]
     pub(crate) json: JsonFlag,
-}
-
-/// A disk of a guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum DiskArg {
-    /// Its number among the guest's disks, from 0 on.
-    Number(usize),
-    /// Its path on this host.
-    Path(PathBuf),
-}
-
-impl DiskArg {
-    fn parse(text: &str) -> Result<Self> {
-        let number = match text.as_bytes() {
-            [b'v', b'd', letter @ b'a'..=b'z'] => Some(usize::from(letter - b'a')),
-            _ => None,
-        };
-        number.map_or_else(|| disk_here(text).map(Self::Path), |number| Ok(Self::Number(number)))
-    }
 }
 
 /// `lighter ls`.
@@ -411,24 +391,4 @@ pub(crate) struct ShowArgs {
 
     #[command(flatten)]
     pub(crate) json: JsonFlag,
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    #[test]
-    fn a_disk_is_named_by_its_place_or_its_path() {
-        assert_eq!(DiskArg::parse("vda").unwrap(), DiskArg::Number(0));
-        assert_eq!(DiskArg::parse("vdz").unwrap(), DiskArg::Number(25));
-        for path in ["/no/vda", "/no/vd1"] {
-            let expected = DiskArg::Path(Path::new(path).to_owned());
-            assert_eq!(DiskArg::parse(path).unwrap(), expected);
-        }
-        for path in ["vdaa", "vd", "sda"] {
-            assert!(matches!(DiskArg::parse(path).unwrap(), DiskArg::Path(_)), "{path}");
-        }
-    }
 }

@@ -1,10 +1,10 @@
 //! Arguments of the verbs that move a guest: migrate, cancel.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use migrate::OnStall;
@@ -13,6 +13,7 @@ use migrate::pages::Compression;
 use super::JsonFlag;
 use super::host_device::HostDeviceArg;
 use super::limits::{Preset, Setting, on_stall, time_limit};
+use super::named_disk::NamedDisk;
 use crate::address::Destination;
 use crate::names::GuestName;
 use crate::units::{format_duration, parse_rate};
@@ -26,6 +27,7 @@ Examples:
   lighter migrate db host-b --copy-disks
   lighter migrate db host-b --copy-disks --disk-path /srv/a/db.raw=/srv/b/db.raw
   lighter migrate db host-b --copy-disk /srv/db-cache.raw
+  lighter migrate db host-b --copy-disk vdb
   lighter migrate web-1 host-b --preset now
   lighter migrate web-1 host-b --via 192.0.2.7,198.51.100.7
   lighter migrate web-1 host-b --detach-on-migrate
@@ -145,14 +147,15 @@ pub(crate) struct MigrateArgs {
     #[arg(long, group = "copying")]
     pub(crate) copy_disks: bool,
 
-    /// Copy only this disk of the guest, by its path as `lighter show` prints it; may be given
-    /// several times. Both hosts share its other disks.
-    #[arg(long, value_parser = disk_here, value_name = "DISK", group = "copying")]
-    pub(crate) copy_disk: Vec<PathBuf>,
+    /// Copy only this disk of the guest: its path as `lighter show` prints it, or vda for the first
+    /// one, vdb for the second one; may be given several times. Both hosts share its other disks.
+    #[arg(long, value_parser = NamedDisk::parse, value_name = "DISK", group = "copying")]
+    pub(crate) copy_disk: Vec<NamedDisk>,
 
     /// Path of a copied disk at the destination; may be given several times [default: as here].
+    /// HERE is its path here, or vda.
     #[arg(long, value_parser = disk_path, value_name = "HERE=THERE", requires = "copying")]
-    pub(crate) disk_path: Vec<(PathBuf, PathBuf)>,
+    pub(crate) disk_path: Vec<(NamedDisk, PathBuf)>,
 
     /// Replace files that exist at the disks' paths at the destination, once the guest runs there,
     /// and overwrite block devices there, from the beginning, unless they are in use. If the
@@ -270,15 +273,8 @@ fn destination(text: &str) -> Result<String> {
     Destination::parse(text).map(|_| text.to_owned())
 }
 
-/// Returns the path of a disk here as the guest has it: without links.
-pub(super) fn disk_here(text: &str) -> Result<PathBuf> {
-    let path = Path::new(text);
-    let found = path.canonicalize().or_else(|_| std::path::absolute(path));
-    found.with_context(|| format!("`{text}` names no disk"))
-}
-
 /// Splits `HERE=THERE`.
-fn disk_path(text: &str) -> Result<(PathBuf, PathBuf)> {
+fn disk_path(text: &str) -> Result<(NamedDisk, PathBuf)> {
     let Some((here, there)) = text.split_once('=') else {
         bail!("`{text}` is not HERE=THERE, the paths of a disk on both hosts");
     };
@@ -286,7 +282,7 @@ fn disk_path(text: &str) -> Result<(PathBuf, PathBuf)> {
     if !there.is_absolute() {
         bail!("`{}` is not absolute, as the path at the destination must be", there.display());
     }
-    Ok((disk_here(here)?, there))
+    Ok((NamedDisk::parse(here)?, there))
 }
 
 /// The values of `--compression`, with their help.
@@ -361,11 +357,13 @@ mod tests {
 
     #[test]
     fn all_disks_are_copied_or_those_that_are_named() {
-        let there = ["--disk-path", "/no/a=/b", "--replace-disks"];
-        let named = ["--copy-disk", "/no/a", "--copy-disk", "/no/c"];
+        let there = ["--disk-path", "/no/a=/b", "--disk-path", "vdc=/c", "--replace-disks"];
+        let named = ["--copy-disk", "/no/a", "--copy-disk", "vdc"];
         let args = parse(&[&named[..], &there].concat()).unwrap();
         assert!(args.copies_disks());
-        assert_eq!(args.copy_disk, [Path::new("/no/a"), Path::new("/no/c")]);
+        let [a, c] = [NamedDisk::Path("/no/a".into()), NamedDisk::Number(2)];
+        assert_eq!(args.copy_disk, [a.clone(), c.clone()]);
+        assert_eq!(args.disk_path, [(a, "/b".into()), (c, "/c".into())]);
         let args = parse(&[&["--copy-disks"][..], &there].concat()).unwrap();
         assert!(args.copies_disks() && args.copy_disk.is_empty());
         assert!(!parse(&[]).unwrap().copies_disks());

@@ -22,6 +22,7 @@ pub(crate) mod isolation;
 mod label;
 pub(crate) mod limits;
 pub(crate) mod migration;
+pub(crate) mod named_disk;
 pub(crate) mod net;
 mod options;
 pub(crate) mod seed;

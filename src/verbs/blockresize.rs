@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::session::{block_on, guest_client};
-use crate::api::types::{DiskInfo, DiskSizeRequest, GuestInfo};
+use super::session::{block_on, guest_client, path_of};
+use crate::api::types::{DiskInfo, DiskSizeRequest};
 use crate::cli::Output;
-use crate::cli::guest::{BlockresizeArgs, DiskArg};
+use crate::cli::guest::BlockresizeArgs;
 use crate::exit::Exit;
 use crate::output;
 use crate::state_dir::StateDir;
@@ -23,14 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub(crate) fn run(state: &StateDir, args: &BlockresizeArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?.with_patience(PATIENCE);
     let disk: DiskInfo = block_on(async {
-        let path = match &args.disk {
-            DiskArg::Path(path) => path.clone(),
-            DiskArg::Number(number) => {
-                let guest: GuestInfo = client.get("/v1/guest").await?;
-                let disk = guest.disks.into_iter().nth(*number);
-                disk.with_context(|| format!("{} has fewer disks", args.name))?.path
-            }
-        };
+        let path = path_of(&client, &args.name, &args.disk).await?;
         let request = DiskSizeRequest { path, bytes: args.size };
         let answer = client.put_json("/v1/guest/disk", &request).await;
         answer.with_context(|| format!("cannot resize a disk of {}", args.name))

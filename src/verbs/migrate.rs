@@ -22,7 +22,7 @@ use super::certs::identity_of;
 use super::follow::{Follower, interrupts};
 use super::hot_plug::LeftBehind;
 use super::progress::ProgressView;
-use super::session::{block_on, guest_client};
+use super::session::{block_on, guest_client, path_of};
 use super::{estimate, summary};
 use crate::address::Destination;
 use crate::api::migration::{
@@ -82,7 +82,7 @@ pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
 fn print_estimate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let asked = block_on(async {
-        let request = request(state, args, destination).await?;
+        let request = request(state, &client, args, destination).await?;
         estimate::ask(client, &request).await
     });
     let what = || format!("cannot estimate the migration of {} to {destination}", args.name);
@@ -100,7 +100,7 @@ fn print_estimate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Re
 fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let cannot = || format!("cannot migrate {} to {destination}", args.name);
-    let request = block_on(request(state, args, destination)).with_context(cannot)?;
+    let request = block_on(request(state, &client, args, destination)).with_context(cannot)?;
     let uuid = state.read_uuid(&args.name)?;
     let mut view = ProgressView::new(args.json.output());
     let mut there =
@@ -283,6 +283,7 @@ fn not_known(args: &MigrateArgs, error: &AskError) -> anyhow::Error {
 /// see the current versions of the files that name resolution reads.
 async fn request(
     state: &StateDir,
+    client: &ApiClient,
     args: &MigrateArgs,
     destination: &str,
 ) -> Result<MigrationRequest> {
@@ -293,6 +294,8 @@ async fn request(
         [] => to.find().await?.into_iter().map(|node| node.address).collect(),
         via => via.iter().map(|address| SocketAddr::new(*address, to.port)).collect(),
     };
+    let copy_disks =
+        if args.copies_disks() { Some(copy_disks(client, args).await?) } else { None };
     Ok(MigrationRequest {
         destination: destination.to_owned(),
         addresses,
@@ -306,14 +309,22 @@ async fn request(
         compression: args.compress,
         connections: args.connections,
         via: args.via.clone(),
-        copy_disks: args.copies_disks().then(|| CopyDisks {
-            only: args.copy_disk.iter().cloned().collect(),
-            paths: args.disk_path.iter().cloned().collect(),
-            replace: args.replace_disks,
-        }),
+        copy_disks,
         unproven_disks: args.unproven_disks,
         node_port: NodeFile::of_live(state).and_then(|node| NonZeroU16::new(node.listen.port())),
     })
+}
+
+/// Returns which disks are copied, and where to.
+async fn copy_disks(client: &ApiClient, args: &MigrateArgs) -> Result<CopyDisks> {
+    let mut copied = CopyDisks { replace: args.replace_disks, ..CopyDisks::default() };
+    for disk in &args.copy_disk {
+        copied.only.insert(path_of(client, &args.name, disk).await?);
+    }
+    for (here, there) in &args.disk_path {
+        copied.paths.insert(path_of(client, &args.name, here).await?, there.clone());
+    }
+    Ok(copied)
 }
 
 /// Changes the limits of the migration that is under way.

@@ -2,11 +2,14 @@
 //! the guest's socket.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::api::ApiClient;
+use crate::api::types::GuestInfo;
+use crate::cli::named_disk::NamedDisk;
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
@@ -59,6 +62,25 @@ pub(crate) fn for_each(
 /// If there is no such guest on this host.
 pub(crate) fn guest_client(state: &StateDir, name: &GuestName) -> Result<ApiClient> {
     Ok(ApiClient::new(&state.live_guest(name)?.socket()))
+}
+
+/// Returns the path on this host of a disk of the guest `name`, which `client` reaches. A disk that
+/// is named by its path may be none of the guest's.
+///
+/// # Errors
+/// If the guest has fewer disks, or cannot be asked.
+pub(crate) async fn path_of(
+    client: &ApiClient,
+    name: &GuestName,
+    disk: &NamedDisk,
+) -> Result<PathBuf> {
+    let number = match disk {
+        NamedDisk::Path(path) => return Ok(path.clone()),
+        NamedDisk::Number(number) => *number,
+    };
+    let guest: GuestInfo = client.get("/v1/guest").await?;
+    let disk = guest.disks.into_iter().nth(number);
+    Ok(disk.with_context(|| format!("{name} has fewer disks"))?.path)
 }
 
 /// Returns how the last guest of this name ended: "web-1 powered off".

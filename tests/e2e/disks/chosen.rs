@@ -36,10 +36,12 @@ fn one_disk_is_copied_and_the_other_is_shared() {
     let path = format!("{own_path}={}", copy.display());
     let go = |more: &[&str]| Migration::start(&pair.a, GUEST, &pair.b, more).finish();
     go(&["--copy-disk", "/no/disk"]).done.complains(Exit::Failed, &["has no disk /no/disk"]);
+    go(&["--copy-disk", "vdc"]).done.complains(Exit::Failed, &["db has fewer disks"]);
     go(&["--copy-disk", &shared_path, "--disk-path", &path])
         .done
         .complains(Exit::Failed, &["own.raw is not copied"]);
-    let report = go(&["--copy-disk", &own_path, "--disk-path", &path]).ok();
+    let by_name = format!("vda={}", copy.display());
+    let report = go(&["--copy-disk", "vda", "--disk-path", &by_name]).ok();
     assert_eq!(report["disk_bytes"], 8192, "only one of them: {report:#}");
     pair.b.guest(GUEST).await_state("running");
     assert_eq!(fs::read(&copy).expect("the copy"), [7; 8192]);
