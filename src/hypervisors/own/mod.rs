@@ -227,6 +227,8 @@ fn statistics(given: BalloonStatistics) -> Statistics {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
     use super::*;
@@ -239,6 +241,26 @@ mod tests {
         let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch);
         let program: BpfProgram = filter.and_then(TryInto::try_into).expect("a filter");
         seccompiler::apply_filter(&program).expect("filters");
+    }
+
+    #[test]
+    fn a_guest_with_a_device_of_its_host_has_a_hindrance_whatever_its_merge_domain() {
+        let hindrance_of = |pinned| {
+            let merge_domain = Some("red".to_owned());
+            let memory = GuestMemory {
+                name: "web-1".parse().expect("a name"),
+                pid: 1,
+                state: GuestState::Running,
+                is_being_saved: false,
+                memory_bytes: 1 << 30,
+                backing: BackingInfo { merge_domain, pinned, ..BackingInfo::default() },
+                labels: BTreeMap::new(),
+                since_boot_ms: None,
+                balloon: None,
+            };
+            guest(memory).hindrance
+        };
+        assert_eq!([true, false].map(hindrance_of), [Some(Hindrance::Pinned), None]);
     }
 
     #[test]

@@ -98,6 +98,23 @@ fn the_domain_with_most_to_gain_is_merged_and_the_other_gets_a_skip_reason() {
     assert_eq!(plan.steps[0].expected_bytes, each);
 }
 
+/// The device reaches all of its memory, of which nothing may be replaced.
+#[test]
+fn a_guest_with_a_device_of_its_host_is_neither_merged_nor_shrunk() {
+    let hindrance = Some(Hindrance::Pinned);
+    let pinned = Guest { hindrance, ..clone_of("red-3", "red") };
+    let host = situation(50, vec![clone_of("red-1", "red"), clone_of("red-2", "red"), pinned]);
+    let (plan, _) = settled(&host, &Policy::default(), MAX);
+    assert_eq!(
+        described(&plan)[..2],
+        ["red-1: merge 512 chunks", "red-2: merge 512 chunks"],
+        "{plan:#?}"
+    );
+    assert!(plan.steps.iter().all(|step| step.action.guest() != Some("red-3")), "{plan:#?}");
+    let hindered = SkipReason::Hindered { by: Hindrance::Pinned };
+    assert_eq!(why(&plan, "red-3", Actuator::Merge), hindered);
+}
+
 #[test]
 fn a_goal_merges_no_more_guests_than_it_needs() {
     let host = situation(50, two_domains());
