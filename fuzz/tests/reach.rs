@@ -72,12 +72,17 @@ fn every_device_answers_requests() {
     let net = |script: Net| answered(driver::run(driver::network(), &script));
     let vsock = |script: Vsock| answered(driver::run(driver::sockets(), &script));
     let seed = |script: Script<DiskRequest>| answered(driver::run(alone(&driver::seed()), &script));
+    let image_on_another = |damaged: Damaged| match damaged.has_backing_file() {
+        true => answered(driver::image(&damaged)),
+        false => 0,
+    };
     for (device, count) in [
         ("rng", reached(rng)),
         ("balloon", reached(balloon)),
         ("disk", reached(disk)),
         ("seed", reached(seed)),
         ("image", reached(|damaged: Damaged| answered(driver::image(&damaged)))),
+        ("image on another file", reached(image_on_another)),
         ("net", reached(net)),
         ("vsock", reached(vsock)),
     ] {

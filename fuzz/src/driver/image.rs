@@ -1,4 +1,4 @@
-//! A disk in a qcow2 image whose tables are damaged.
+//! A disk in a qcow2 image whose tables are damaged, and those of the image that it is based on.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -21,12 +21,28 @@ const PAGE_BYTES: usize = 4096;
 const CLUSTER_BYTES: usize = 64 << 10;
 /// Clusters at the beginning of the image that hold tables.
 const TABLES: usize = 6;
+/// Offset of the length of the header, at the end of which its extensions are.
+const HEADER_LENGTH: usize = 100;
+/// The extension with the format of the backing file.
+const BACKING_FORMAT: u32 = 0xe279_2aca;
 
-/// An image with changes, and its guest's driver.
+/// An image with changes, what it is based on, and its guest's driver.
 #[derive(Debug, Arbitrary)]
 pub struct Damaged {
+    backing: Backing,
     changes: Vec<Change>,
+    /// Those of the image that it is based on.
+    changes_below: Vec<Change>,
     script: Script<DiskRequest>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Arbitrary)]
+enum Backing {
+    Nothing,
+    Raw,
+    Image,
+    /// The image is based on itself.
+    Itself,
 }
 
 /// A replaced word in a table.
@@ -46,6 +62,13 @@ enum Value {
     Any(u64),
 }
 
+impl Damaged {
+    /// Whether it is based on another file.
+    pub fn has_backing_file(&self) -> bool {
+        matches!(self.backing, Backing::Raw | Backing::Image)
+    }
+}
+
 /// Opens an image that may be damaged, and runs the script on its disk.
 ///
 /// # Panics
@@ -57,10 +80,22 @@ pub fn image(damaged: &Damaged) -> Reach {
         let good = create(&folder.path().join("good.qcow2"));
         (folder, good)
     });
-    let path = folder.path().join("disk.qcow2");
-    let mut bytes = good.clone();
-    damaged.changes.iter().for_each(|change| change.make(&mut bytes));
-    std::fs::write(&path, bytes).unwrap_or_else(|error| panic!("no image: {error}"));
+    let write = |name: &str, changes: &[Change], mut bytes: Vec<u8>| {
+        changes.iter().for_each(|change| change.make(&mut bytes));
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap_or_else(|error| panic!("no image: {error}"));
+        path
+    };
+    let disk = match damaged.backing {
+        Backing::Nothing => good.clone(),
+        Backing::Raw => based_on(good, "good.raw", "raw"),
+        Backing::Image => {
+            write("base.qcow2", &damaged.changes_below, good.clone());
+            based_on(good, "base.qcow2", "qcow2")
+        }
+        Backing::Itself => based_on(good, "disk.qcow2", "qcow2"),
+    };
+    let path = write("disk.qcow2", &damaged.changes, disk);
     let Ok(config) = BlockConfig::new(&path, Access::ReadWrite, "") else {
         return Reach::default();
     };
@@ -68,6 +103,24 @@ pub fn image(damaged: &Damaged) -> Reach {
         Ok(bench) => run(Scene { bench, side: () }, &damaged.script),
         Err(_) => Reach::default(),
     }
+}
+
+/// Returns the `image` with the file `name` beside it as its backing file (docs/interop/qcow2.rst of
+/// QEMU).
+fn based_on(image: &[u8], name: &str, format: &str) -> Vec<u8> {
+    let mut image = image.to_vec();
+    let word = |text: &str| (text.len() as u32).to_be_bytes();
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    let mut tail = [&BACKING_FORMAT.to_be_bytes()[..], &word(format), format.as_bytes()].concat();
+    // Extensions have whole words of 8 bytes, and one without content is the last.
+    tail.resize(tail.len().next_multiple_of(8) + 8, 0);
+    let extensions = HEADER_LENGTH + 4;
+    put(HEADER_LENGTH, &(extensions as u32).to_be_bytes());
+    put(extensions, &tail);
+    put(extensions + tail.len(), name.as_bytes());
+    put(8, &((extensions + tail.len()) as u64).to_be_bytes());
+    put(16, &word(name));
+    image
 }
 
 /// Makes an image whose disk has content in two of its clusters; returns its bytes.

@@ -4,8 +4,8 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use vmm_core::GuestRam;
 use vmm_core::virtio::fuzzing::Bench;
+use vmm_core::{GuestRam, MachineKind};
 
 use super::MEMORY_BYTES;
 use super::host::{Host, Scene};
@@ -27,8 +27,8 @@ const FRAME_BYTES_MAX: usize = 80_000;
 /// # Panics
 /// If the system provides no sockets.
 pub fn network() -> Scene<UnixDatagram> {
-    let (bench, side) =
-        Bench::with_network(MEMORY_BYTES).unwrap_or_else(|error| panic!("no device: {error}"));
+    let (bench, side) = Bench::with_network(MachineKind::Mmio, MEMORY_BYTES)
+        .unwrap_or_else(|error| panic!("no device: {error}"));
     Scene { bench, side }
 }
 

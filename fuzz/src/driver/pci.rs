@@ -2,12 +2,12 @@
 //! and in any width.
 
 use arbitrary::Arbitrary;
-use vmm_core::DeviceConfig;
 use vmm_core::virtio::balloon::FreePages;
 use vmm_core::virtio::fuzzing::Bench;
+use vmm_core::{DeviceConfig, MachineKind};
 
 use super::ring::{self, Ring};
-use super::{MEMORY_BYTES, disk};
+use super::{MEMORY_BYTES, disk, seed};
 
 /// Offsets in the configuration space.
 mod config {
@@ -92,8 +92,7 @@ const WRITABLE: [usize; 8] = [
 /// # Panics
 /// If the function does what it must not.
 pub fn run_config(script: &ConfigScript) -> PciReach {
-    let configs = [DeviceConfig::Rng, DeviceConfig::Balloon(FreePages::Reported), disk()];
-    let mut function = Function::new(&configs[usize::from(script.device) % configs.len()]);
+    let mut function = Function::new(device(script.device));
     let identity = function.identity();
     for step in &script.steps {
         let before = function.bench.window();
@@ -124,6 +123,24 @@ pub fn run_config(script: &ConfigScript) -> PciReach {
         function.reach.relocated += u64::from(after != before);
     }
     function.reach
+}
+
+/// A device of one of all types, by a number.
+fn device(number: u8) -> Bench {
+    let balloon = DeviceConfig::Balloon(FreePages::Reported);
+    let vsock = DeviceConfig::Vsock { cid: 3 };
+    let configs = [DeviceConfig::Rng, balloon, disk(), seed(), vsock];
+    match configs.get(usize::from(number) % (configs.len() + 1)) {
+        Some(config) => on_pci(config),
+        None => {
+            let network = Bench::with_network(MachineKind::Pci, MEMORY_BYTES);
+            network.unwrap_or_else(|error| panic!("no device: {error}")).0
+        }
+    }
+}
+
+fn on_pci(config: &DeviceConfig) -> Bench {
+    Bench::on_pci(config, MEMORY_BYTES).unwrap_or_else(|error| panic!("no device: {error}"))
 }
 
 /// A sequence of accesses to the MSI-X table of a device that interrupts meanwhile.
@@ -175,7 +192,7 @@ enum MsixStep {
 /// # Panics
 /// If the function does what it must not.
 pub fn run_msix(script: &MsixScript) -> PciReach {
-    let mut function = Function::new(&DeviceConfig::Balloon(FreePages::Reported));
+    let mut function = Function::new(on_pci(&DeviceConfig::Balloon(FreePages::Reported)));
     function.set_up();
     for step in &script.steps {
         match step {
@@ -214,9 +231,7 @@ struct Function {
 }
 
 impl Function {
-    fn new(config: &DeviceConfig) -> Self {
-        let bench = Bench::on_pci(config, MEMORY_BYTES);
-        let bench = bench.unwrap_or_else(|error| panic!("no device: {error}"));
+    fn new(bench: Bench) -> Self {
         Self { bench, reach: PciReach::default() }
     }
 

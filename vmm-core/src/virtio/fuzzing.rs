@@ -72,9 +72,9 @@ impl Bench {
     ///
     /// # Errors
     /// If the sockets cannot be created, or the memory cannot be allocated.
-    pub fn with_network(memory_bytes: u64) -> Result<(Self, UnixDatagram)> {
+    pub fn with_network(machine: MachineKind, memory_bytes: u64) -> Result<(Self, UnixDatagram)> {
         let (device, network) = net::on_wire().map_err(failed("net"))?;
-        Ok((Self::of(Box::new(device), MachineKind::Mmio, memory_bytes)?, network))
+        Ok((Self::of(Box::new(device), machine, memory_bytes)?, network))
     }
 
     /// Creates a vsock device with which the guest has the address `cid`; programs connect at
