@@ -1,11 +1,13 @@
 //! Where a guest may be, as far as this host knows: a second copy on the same disks destroys them.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result, bail};
 use migrate::record::{DestinationState, Record, Side, SourceState};
 
 use crate::ended::{self, Ended, How};
 use crate::names::GuestName;
-use crate::state_dir::StateDir;
+use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 
 /// Where a guest that does not run here may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +136,33 @@ impl Whereabouts {
                  doubt: `lighter migrate {name} --resolve run` or `discard`. If it runs nowhere, {way_out}"
             ),
         }
+    }
+}
+
+/// Takes the name of a guest for this process.
+///
+/// # Errors
+/// Like [`GuestDir::claim`]; if the name is that of a guest that arrives, the message says from
+/// where.
+pub(crate) fn claim_name(state: &StateDir, name: &GuestName) -> Result<GuestClaim> {
+    let guest = state.guest(name);
+    if let Some(host) = arrives_from(state, &guest) {
+        bail!("{name} is arriving on this host from {host}: `lighter cancel {name}` cancels that");
+    }
+    guest.claim()
+}
+
+/// Returns the host from which the live process of `guest` receives its guest.
+fn arrives_from(state: &StateDir, guest: &GuestDir) -> Option<IpAddr> {
+    let last = last_migration(state, guest.name()).ok()??;
+    let is_its_own = || guest.read_identity().is_ok_and(|process| process.pid == last.pid);
+    match last.side {
+        Side::Destination {
+            state: DestinationState::Loading | DestinationState::Ready,
+            source_address,
+            ..
+        } if guest.is_live() && is_its_own() => Some(source_address.ip()),
+        Side::Source { .. } | Side::Destination { .. } => None,
     }
 }
 

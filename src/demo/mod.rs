@@ -21,6 +21,7 @@ use printer::Printer;
 use stage::{Host, Stage};
 
 use crate::api::migration::{MigrationRequest, MigrationStarted};
+use crate::api::types::GuestState;
 use crate::cli::Output;
 use crate::cli::host::DemoArgs;
 use crate::exit::{Exit, ExitWith};
@@ -149,7 +150,7 @@ async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
     let report = follower.to_the_end(&mut interrupts()?, |progress| view.show(progress)).await;
     view.finish();
     let report = report?;
-    if let Some(failure) = summary::failure(&report, to.name()) {
+    if let Some(failure) = summary::failure(&report, to.name(), GuestState::Running) {
         return Err(failure.into());
     }
     let after = GuestProbe::meet(to, Instant::now() + Duration::from_secs(10)).await?;

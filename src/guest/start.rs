@@ -48,7 +48,7 @@ use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 use crate::terminal::{forward_input, is_at_terminal};
 use crate::verbs::console;
 use crate::verbs::session::block_on;
-use crate::whereabouts::Whereabouts;
+use crate::whereabouts::{self, Whereabouts};
 
 /// Pause before input for which the guest had no room is typed again.
 const TYPE_PAUSE: Duration = Duration::from_millis(20);
@@ -388,7 +388,7 @@ impl Life {
         files: impl FnOnce(Files) -> Result<Files>,
     ) -> Result<Self> {
         state.create()?;
-        let claim = state.guest(name).claim()?;
+        let claim = whereabouts::claim_name(state, name)?;
         state.prepare_guest(name, uuid)?;
         claim.dir().prepare_mark()?;
         let mut files = files(Files::of_guest(state, claim.dir(), uuid))?;

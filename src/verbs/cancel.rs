@@ -8,7 +8,7 @@ use migrate::report::Outcome;
 use migrate::{MigrationId, Reason, Report};
 
 use super::follow::Follower;
-use super::session::{block_on, guest_client};
+use super::session::{block_on, guest_client, state_of};
 use super::summary::stays;
 use crate::api::types::{GuestInfo, GuestState, StateAnswer};
 use crate::api::{ApiClient, AskError};
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn run(state: &StateDir, args: &CancelArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let name = &args.name;
-    let report = block_on(async {
+    let (report, here) = block_on(async {
         let before = call_off(&client)
             .await
             .with_context(|| format!("cannot cancel the migration of {name}"))?;
@@ -40,13 +40,13 @@ pub(crate) fn run(state: &StateDir, args: &CancelArgs) -> Result<Exit> {
             role: if is_arriving { Role::Destination } else { Role::Source },
         };
         match tokio::time::timeout(PATIENCE, follower.report()).await {
-            Ok(report) => report,
+            Ok(report) => Ok((report?, state_of(&client).await)),
             Err(_) => bail!(
                 "{name} has received the request to cancel, but has not done so within {PATIENCE:?}"
             ),
         }
     })?;
-    output::print_line(result(&report)?)?;
+    output::print_line(result(&report, here)?)?;
     Ok(Exit::Done)
 }
 
@@ -57,8 +57,9 @@ async fn call_off(client: &ApiClient) -> Result<GuestInfo, AskError> {
     Ok(before)
 }
 
-/// Returns the result of a migration whose cancellation was accepted.
-fn result(report: &Report) -> Result<String> {
+/// Returns the result of a migration whose cancellation was accepted. `here` is the guest's state on
+/// this host.
+fn result(report: &Report, here: GuestState) -> Result<String> {
     let name = &report.guest;
     let cause = report.error.as_ref().map_or("no reason was given", |error| error.message.as_str());
     let is_cancelled = report.error.as_ref().is_some_and(|error| error.reason == Reason::Cancelled);
@@ -69,7 +70,9 @@ fn result(report: &Report) -> Result<String> {
     };
     let way_out = report.way_out.as_ref().map(|text| format!("\n{text}")).unwrap_or_default();
     match (report.outcome, report.role) {
-        (Outcome::StayedAtSource, Role::Source) => Ok(format!("{name}: {what}; {}", stays(report))),
+        (Outcome::StayedAtSource, Role::Source) => {
+            Ok(format!("{name}: {what}; {}", stays(report, here)))
+        }
         (Outcome::StayedAtSource, Role::Destination) => Ok(format!(
             "{name}: {what}; the guest stays where it was, and nothing of it is left here"
         )),
@@ -95,8 +98,10 @@ mod tests {
 
     #[test]
     fn the_result_is_that_of_the_report() {
-        let said =
-            |outcome, role, reason| result(&Report { role, ..report(outcome, Some(reason)) });
+        let said = |outcome, role, reason| {
+            let report = Report { role, ..report(outcome, Some(reason)) };
+            result(&report, GuestState::Running)
+        };
         let stayed = Outcome::StayedAtSource;
         let here = said(stayed, Role::Source, Reason::Cancelled).unwrap();
         assert_eq!(here, "web: migration cancelled; the guest keeps running here");

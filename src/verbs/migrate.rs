@@ -22,7 +22,7 @@ use super::certs::identity_of;
 use super::follow::{Follower, interrupts};
 use super::hot_plug::LeftBehind;
 use super::progress::ProgressView;
-use super::session::{block_on, guest_client, path_of};
+use super::session::{block_on, guest_client, path_of, state_of};
 use super::{estimate, summary};
 use crate::address::Destination;
 use crate::api::migration::{
@@ -149,7 +149,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     let report = report?;
     let is_json = args.json.output() == Output::Json;
     let json = if is_json { output::print_json(&report) } else { Ok(()) };
-    if let Some(failure) = summary::failure(&report, destination) {
+    if let Some(failure) = failure(&client, &report, destination) {
         return json.and(Err(failure.into()));
     }
     let left = left.map_or(0, LeftBehind::into_count);
@@ -168,6 +168,15 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     block_on(there.attach(state, report.migration))?;
     printed.with_context(|| format!("{} has moved to {destination}", args.name))?;
     Ok(Exit::Done)
+}
+
+/// Returns why the guest is not at its destination, and what it does if it stays.
+fn failure(client: &ApiClient, report: &Report, destination: &str) -> Option<ExitWith> {
+    let here = match report.outcome {
+        Outcome::StayedAtSource => block_on(async { Ok(state_of(client).await) }).ok(),
+        Outcome::Migrated | Outcome::InDoubt | Outcome::Lost => None,
+    };
+    summary::failure(report, destination, here.unwrap_or(GuestState::Running))
 }
 
 /// Attaches the host's devices again to a guest that stays.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::api::ApiClient;
-use crate::api::types::GuestInfo;
+use crate::api::types::{GuestInfo, GuestState};
 use crate::cli::named_disk::NamedDisk;
 use crate::exit::Exit;
 use crate::names::GuestName;
@@ -81,6 +81,12 @@ pub(crate) async fn path_of(
     let guest: GuestInfo = client.get("/v1/guest").await?;
     let disk = guest.disks.into_iter().nth(number);
     Ok(disk.with_context(|| format!("{name} has fewer disks"))?.path)
+}
+
+/// Returns the state of the guest that `client` reaches; running if it does not answer.
+pub(crate) async fn state_of(client: &ApiClient) -> GuestState {
+    let info: Result<GuestInfo, _> = client.get("/v1/guest").await;
+    info.map_or(GuestState::Running, |info| info.state)
 }
 
 /// Returns how the last guest of this name ended: "web-1 powered off".

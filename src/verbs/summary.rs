@@ -7,6 +7,7 @@ use migrate::report::{Estimated, Outcome, Standstill};
 use migrate::{Phase, Reason, Report};
 
 use super::progress::average_rate;
+use crate::api::types::GuestState;
 use crate::decisions;
 use crate::exit::{Exit, ExitWith};
 use crate::table::facts_within;
@@ -146,8 +147,9 @@ fn dry_runs(report: &Report) -> String {
     format!("{} {runs} of {}", report.dry_runs, seconds(report.dry_run_seconds))
 }
 
-/// Returns why the guest is not at its destination after the migration; `None` if it is.
-pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
+/// Returns why the guest is not at its destination after the migration; `None` if it is. `here` is
+/// its state at the source, if it has stayed.
+pub(crate) fn failure(report: &Report, destination: &str, here: GuestState) -> Option<ExitWith> {
     let guest = &report.guest;
     let cause = report
         .error
@@ -161,13 +163,16 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
         Outcome::Migrated => return None,
         Outcome::StayedAtSource if cancelled => (
             Exit::Cancelled,
-            format!("the migration of {guest} to {destination} was cancelled; {}", stays(report)),
+            format!(
+                "the migration of {guest} to {destination} was cancelled; {}",
+                stays(report, here)
+            ),
         ),
         Outcome::StayedAtSource => (
             Exit::Failed,
             format!(
                 "cannot migrate {guest} to {destination}: {cause}; {}{}",
-                stays(report),
+                stays(report, here),
                 stood(report)
             ),
         ),
@@ -219,9 +224,13 @@ fn stood(report: &Report) -> String {
     format!(", after a pause of {}: {}", seconds(downtime), standstill(parts))
 }
 
-/// Returns the state of a guest that has stayed at the source.
-pub(super) fn stays(report: &Report) -> &str {
-    report.way_out.as_deref().unwrap_or("the guest keeps running here")
+/// Returns what a guest does that has stayed at the source, where it is in the state `here`.
+pub(super) fn stays(report: &Report, here: GuestState) -> &str {
+    let as_before = match here {
+        GuestState::Paused => "the guest stays paused here",
+        _ => "the guest keeps running here",
+    };
+    report.way_out.as_deref().unwrap_or(as_before)
 }
 
 /// Formats a time of a report; an invalid (negative) one is shown as zero.
@@ -403,7 +412,7 @@ pub(super) mod tests {
             standstill: Some(Standstill { flush_seconds: 1.598, ..Standstill::default() }),
             ..report(Outcome::StayedAtSource, Some(Reason::Downtime))
         };
-        let message = failure(&report, "b").unwrap().message;
+        let message = failure(&report, "b", GuestState::Running).unwrap().message;
         for part in ["the guest keeps running here, after a pause of 1.60 s", "1.60 s to flush"] {
             assert!(message.contains(part), "{message}");
         }
@@ -413,7 +422,8 @@ pub(super) mod tests {
     #[test]
     fn every_outcome_has_its_exit_code_and_says_where_the_guest_is() {
         let exit = |outcome, reason| {
-            failure(&report(outcome, reason), "b").map(|with| (with.exit, with.message))
+            let failure = failure(&report(outcome, reason), "b", GuestState::Running);
+            failure.map(|with| (with.exit, with.message))
         };
         assert!(exit(Outcome::Migrated, None).is_none());
         let (code, message) = exit(Outcome::StayedAtSource, Some(Reason::Cancelled)).unwrap();
@@ -426,8 +436,11 @@ pub(super) mod tests {
         );
         let way_out = Some("web stays paused here".to_owned());
         let stuck = Report { way_out, ..report(Outcome::StayedAtSource, Some(Reason::Cancelled)) };
-        let message = failure(&stuck, "b").unwrap().message;
+        let message = failure(&stuck, "b", GuestState::Paused).unwrap().message;
         assert!(message.ends_with("was cancelled; web stays paused here"), "{message}");
+        let cancelled = report(Outcome::StayedAtSource, Some(Reason::Cancelled));
+        let message = failure(&cancelled, "b", GuestState::Paused).unwrap().message;
+        assert!(message.ends_with("was cancelled; the guest stays paused here"), "{message}");
         let (code, message) = exit(Outcome::InDoubt, Some(Reason::InDoubt)).unwrap();
         assert!(code == Exit::InDoubt && message.contains("--resolve run"));
         assert!(exit(Outcome::Lost, Some(Reason::Guest)).unwrap().1.contains("neither"));

@@ -299,6 +299,10 @@ fn a_migrating_guest_cannot_be_migrated_again_or_changed() {
     arriving.await_state("incoming");
     let shown = pair.b.run(&["show", "web-1"]).ok().stdout;
     assert!(shown.contains(" received") && !shown.contains(" sent"), "{shown}");
+    assert!(!shown.contains("Linux"), "its kind is not known yet: {shown}");
+    pair.b
+        .run(&["run", "--detach", "--name", "web-1", "--memory", "64M"])
+        .complains(Exit::Failed, &["web-1 is arriving on this host from 127.0.0.1"]);
     for verb in [&["pause", "web-1"][..], &["resume", "web-1"], &["save", "web-1", &file]] {
         pair.b.run(verb).complains(Exit::Failed, &["web-1"]);
     }
@@ -323,6 +327,23 @@ fn a_migration_can_be_cancelled_at_its_destination() {
     assert!(said.contains("cancelled") && said.contains("nothing of it is left here"), "{said}");
     assert!(pair.b.list().is_empty(), "{:#?}", pair.b.list());
     migration.finish().cancelled();
+    stays(&pair, guest.name());
+}
+
+#[test]
+fn a_paused_guest_whose_migration_is_cancelled_is_said_to_stay_paused() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    pair.a.run(&["pause", "web-1"]).ok();
+    let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
+    migration.await_phase("precopy");
+
+    let said = pair.a.run(&["cancel", "web-1"]).ok().stdout;
+
+    let words = ["cancelled", "the guest stays paused here"];
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    migration.finish().done.complains(Exit::Cancelled, &words);
+    pair.a.run(&["resume", "web-1"]).ok();
     stays(&pair, guest.name());
 }
 
