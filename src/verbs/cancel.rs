@@ -57,8 +57,8 @@ async fn call_off(client: &ApiClient) -> Result<GuestInfo, AskError> {
     Ok(before)
 }
 
-/// Returns the result of a migration whose cancellation was accepted. `here` is the guest's state on
-/// this host.
+/// Returns the result of a migration whose cancellation was accepted. `here` is the guest's state
+/// on this host.
 fn result(report: &Report, here: GuestState) -> Result<String> {
     let name = &report.guest;
     let cause = report.error.as_ref().map_or("no reason was given", |error| error.message.as_str());

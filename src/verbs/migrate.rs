@@ -303,8 +303,7 @@ async fn request(
         [] => to.find().await?.into_iter().map(|node| node.address).collect(),
         via => via.iter().map(|address| SocketAddr::new(*address, to.port)).collect(),
     };
-    let copy_disks =
-        if args.copies_disks() { Some(copy_disks(client, args).await?) } else { None };
+    let copy_disks = if args.copies_disks() { Some(copy_disks(client, args).await?) } else { None };
     Ok(MigrationRequest {
         destination: destination.to_owned(),
         addresses,

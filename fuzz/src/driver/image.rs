@@ -105,8 +105,8 @@ pub fn image(damaged: &Damaged) -> Reach {
     }
 }
 
-/// Returns the `image` with the file `name` beside it as its backing file (docs/interop/qcow2.rst of
-/// QEMU).
+/// Returns the `image` with the file `name` beside it as its backing file
+/// (docs/interop/qcow2.rst of QEMU).
 fn based_on(image: &[u8], name: &str, format: &str) -> Vec<u8> {
     let mut image = image.to_vec();
     let word = |text: &str| (text.len() as u32).to_be_bytes();

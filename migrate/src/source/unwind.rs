@@ -245,7 +245,7 @@ impl Source {
         }
     }
 
-    /// Adds what would have carried the migration on, even if the destination's address has changed.
+    /// Adds what would have carried on the migration if an address of the destination is lost.
     fn beside_other_links(&self, detail: PeerText) -> PeerText {
         if self.config.has_links || self.notes.phase() == Phase::Connect {
             return detail;

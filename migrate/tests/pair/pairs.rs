@@ -50,8 +50,7 @@ fn a_cancel_and_a_cut(scenario: &Scenario) {
             actions(side).map(move |n| (When::After(side, n), What::Cancel(side)))
         });
         let messages = pause.message..end.message + MESSAGES_AFTER_END;
-        let cuts: Vec<_> =
-            messages.flat_map(|n| cuts.map(|cut| (When::Message(n), cut))).collect();
+        let cuts: Vec<_> = messages.flat_map(|n| cuts.map(|cut| (When::Message(n), cut))).collect();
         every_pair(&scenario, cancels, &cuts);
     }
 }
