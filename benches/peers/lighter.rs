@@ -157,7 +157,8 @@ impl Peer for Lighter {
     }
 }
 
-/// Returns what the time without the guest was spent on, in milliseconds, and the last round.
+/// Returns what the time without the guest was spent on, in milliseconds, the last round, and the
+/// rate of the first.
 fn hand_over(report: &Value) -> Result<String> {
     let step = |name: &str| {
         Ok(format!("{name} {:.1}", 1e3 * figure(&report["standstill"][format!("{name}_seconds")])?))
@@ -171,7 +172,12 @@ fn hand_over(report: &Value) -> Result<String> {
     let phases: Vec<_> = ["commit", "resume"].into_iter().filter_map(phase).collect();
     let rounds = report["rounds"].as_array().context("the report lacks rounds")?;
     let last = rounds.last().map(|round| format!("last round {} pages", round["pages"]));
-    Ok([steps?, phases, Vec::from_iter(last)].concat().join(", "))
+    let rate = |round: &Value| {
+        let megabits = round["wire_bytes"].as_f64()? * 8.0 / 1e6;
+        Some(format!("first round {:.0} Mbit/s", megabits / round["seconds"].as_f64()?))
+    };
+    let first = rounds.first().and_then(rate);
+    Ok([steps?, phases, Vec::from_iter(last.into_iter().chain(first))].concat().join(", "))
 }
 
 impl Drop for Lighter {

@@ -25,8 +25,8 @@ Examples:
   lighter run --template web.template --name web-7 --detach
   lighter run --name db --kernel vmlinux --disk /shared/db.raw --rng \\
       --cmdline 'console=ttyS0 root=/dev/vda'
-  lighter run --name web-1 --firmware CLOUDHV.fd --disk /shared/web-1.raw
-  lighter run --name web-2 --firmware CLOUDHV.fd --disk /shared/web-2.qcow2 \\
+  lighter run --name web-1 --disk /shared/web-1.raw
+  lighter run --name web-2 --disk /shared/web-2.qcow2 \\
       --seed user-data.yaml --ssh-key ~/.ssh/id_ed25519.pub
   lighter run --name web --kernel vmlinux --initrd initramfs.gz \\
       --net bridge=br0 --net tap=tap1,mac=52:54:00:12:34:56

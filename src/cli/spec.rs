@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 use vmm_core::memory::{HugePages, MemoryConfig, MergeDomain, NumaPolicy, Prealloc};
@@ -31,6 +31,7 @@ use crate::units::{MIB, Size};
 /// What a guest is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[command(group = ArgGroup::new("own").args(["kernel", "firmware", "disk"]).multiple(true))]
 pub(crate) struct GuestSpec {
     /// The guest's name on this host [default: one is made up].
     #[arg(long)]
@@ -57,22 +58,24 @@ pub(crate) struct GuestSpec {
     /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF
     /// vmlinux. A guest that has moved reboots only if kernel and initrd were at the same path,
     /// with the same content, on that host when it arrived.
-    #[arg(long, value_name = "FILE", groups = ["system", "own"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["firmware", "template"])]
     pub(crate) kernel: Option<PathBuf>,
 
     /// Firmware that boots what is on the guest's disks, as a distribution's image has it: an ELF
     /// file with a PVH entry, such as EDK2's build for Cloud Hypervisor (CLOUDHV.fd). It implies
     /// `--machine pci`, and needs something to boot from, as a rule a disk. A guest that has moved
     /// reboots only if the file was at the same path, with the same content, on that host when it
-    /// arrived.
-    #[arg(long, value_name = "FILE", groups = ["system", "own"])]
+    /// arrived [default, with a disk and without --kernel: the first CLOUDHV.fd of
+    /// /usr/local/share/lighter, /usr/local/share/cloud-hypervisor and
+    /// /usr/share/cloud-hypervisor].
+    #[arg(long, value_name = "FILE", conflicts_with = "template")]
     pub(crate) firmware: Option<PathBuf>,
 
     /// Template that `lighter template` made: the guest continues from there, under a name of its
     /// own. It has the same configuration as the guest that was saved, and shares its memory until
     /// it writes it.
     #[arg(
-        long, value_name = "FILE", group = "system",
+        long, value_name = "FILE",
         conflicts_with_all = [
             "memory", "cpus", "acpi", "machine", "on_reboot", "cpu", "nested", "prealloc", "dirty_rate", "working_set", "write_order",
             "pattern", "zero_share", "image_share", "run_length", "shuffle", "read_rate",
@@ -115,7 +118,7 @@ pub(crate) struct GuestSpec {
     /// raw disk bypasses the host's page cache (O_DIRECT); engine=auto|io_uring|sync. It is locked
     /// while the guest runs; no lock keeps other hosts from a block device that they share. To
     /// migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
-    #[arg(long, value_name = "PATH[,OPTION...]", requires = "system")]
+    #[arg(long, value_name = "PATH[,OPTION...]")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
 
@@ -449,7 +452,14 @@ impl GuestSpec {
 
     /// Whether it runs a system of its own, not the workload or what a template has.
     pub(crate) fn has_system(&self) -> bool {
-        self.kernel.is_some() || self.firmware.is_some()
+        self.kernel.is_some() || self.boots_by_firmware()
+    }
+
+    /// Whether firmware boots it: what is named, or for a guest with a disk what this host has.
+    pub(crate) fn boots_by_firmware(&self) -> bool {
+        let boots_its_disk =
+            !self.disk.is_empty() && self.kernel.is_none() && self.template.is_none();
+        self.firmware.is_some() || boots_its_disk
     }
 
     /// Whether it has documents for cloud-init.

@@ -372,10 +372,16 @@ tap = "tap-db"
             let key = line.split(' ').next().unwrap();
             refused(&format!("cpus = 1\n{line}"), &format!("2: {key}: "), "`kernel`");
         }
-        refused("[[disk]]\npath = \"/d\"", "1: disk: ", "`kernel`");
-        for line in
-            ["memory = \"1G\"", "cpus = 1", "kernel = \"/k\"", "cpu = \"host\"", "prealloc = true"]
-        {
+        refused("machine = \"mmio\"\n[[disk]]\npath = \"/d\"", "1: machine: ", "`firmware`");
+        for line in [
+            "memory = \"1G\"",
+            "cpus = 1",
+            "kernel = \"/k\"",
+            "cpu = \"host\"",
+            "prealloc = true",
+            "hostname = \"h\"",
+            "vsock = 3",
+        ] {
             let key = line.split(' ').next().unwrap();
             refused(&format!("template = \"/t\"\n{line}"), &format!("2: {key}: "), "`template`");
         }
@@ -410,7 +416,7 @@ tap = "tap-db"
         assert_eq!((spec.machine(), spec.has_system()), (MachineKind::Pci, true));
         let machine = |kind: &str| format!("firmware = \"/f\"\nmachine = \"{kind}\"\n{disk}");
         assert_eq!(read(&machine("pci")).unwrap().machine(), MachineKind::Pci);
-        refused(&machine("mmio"), "2: machine: ", "`firmware` needs the machine `pci`");
+        refused(&machine("mmio"), "2: machine: ", "needs the machine `pci`");
         refused("firmware = \"/f\"\nkernel = \"/k\"", "1: firmware: ", "not both");
         for line in ["initrd = \"/i\"", "cmdline = \"x\"", "acpi = \"on\""] {
             let key = line.split(' ').next().unwrap();

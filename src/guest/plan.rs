@@ -22,6 +22,13 @@ use crate::names::GuestName;
 use crate::output;
 use crate::units::{MIB, PAGE_BYTES, Size};
 
+/// Where firmware is that is not named: built on this host, or of a package.
+const FIRMWARE_PLACES: [&str; 3] = [
+    "/usr/local/share/lighter/CLOUDHV.fd",
+    "/usr/local/share/cloud-hypervisor/CLOUDHV.fd",
+    "/usr/share/cloud-hypervisor/CLOUDHV.fd",
+];
+
 /// A guest that is about to start.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -92,7 +99,25 @@ fn boot(spec: &GuestSpec) -> Result<BootSource> {
     Ok(match (&spec.kernel, &spec.firmware) {
         (Some(kernel), _) => BootSource::Kernel(kernel_source(spec, kernel)?),
         (None, Some(firmware)) => BootSource::Firmware(find("firmware", firmware)?),
+        (None, None) if spec.boots_by_firmware() => {
+            BootSource::Firmware(first_firmware(FIRMWARE_PLACES.map(Path::new))?)
+        }
         (None, None) => BootSource::Workload(workload(spec)),
+    })
+}
+
+/// The first of these files that is there.
+///
+/// # Errors
+/// If none is.
+fn first_firmware<const N: usize>(places: [&Path; N]) -> Result<PathBuf> {
+    let found = places.into_iter().find(|place| place.is_file());
+    found.map(Path::to_owned).with_context(|| {
+        let places = places.map(|place| place.display().to_string()).join(", ");
+        format!(
+            "the guest would boot from its disk by firmware, and this host has none ({places}): \
+             name it with --firmware FILE, or a kernel with --kernel FILE"
+        )
     })
 }
 
@@ -246,6 +271,8 @@ fn pattern(spec: &GuestSpec) -> Pattern {
 mod tests {
     use clap::Parser;
 
+    use vmm_core::MachineKind;
+
     use super::*;
     use crate::cli::{Cli, Verb};
 
@@ -269,6 +296,28 @@ mod tests {
             shape.devices = disks.into_iter().map(DeviceConfig::Block).collect();
             VmShape::from_bytes(&shape.to_bytes().unwrap()).unwrap();
         }
+    }
+
+    #[test]
+    fn a_guest_with_a_disk_boots_by_the_first_firmware_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+        let places = [first.as_path(), second.as_path()];
+        let error = first_firmware(places).unwrap_err().to_string();
+        assert!(error.contains("--firmware") && error.contains("first"), "{error}");
+        std::fs::write(&second, []).unwrap();
+        assert_eq!(first_firmware(places).unwrap(), second);
+        std::fs::write(&first, []).unwrap();
+        assert_eq!(first_firmware(places).unwrap(), first);
+
+        let with_disk = spec(&["--disk", "/d.qcow2", "--net", "bridge=br0", "--hostname", "h"]);
+        assert!(with_disk.boots_by_firmware() && with_disk.machine() == MachineKind::Pci);
+        with_disk.check().unwrap();
+        let with_kernel = spec(&["--disk", "/d.raw", "--kernel", "/k"]);
+        assert!(with_kernel.has_system() && !with_kernel.boots_by_firmware());
+        let clone = spec(&["--disk", "/d.raw", "--template", "/t"]);
+        assert!(!clone.has_system());
+        clone.check().unwrap();
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! memory, faster than the link between the hosts carries: both are throttled until all arrives.
 
 use crate::fixtures::{Host, Lab, StockGuest, until};
+use crate::nfs::{SHARED, share};
 
 const DISK: &str = "/var/lib/disks/data.raw";
 /// Where a host has a block device, which its node allows, for what [`DISK`] is elsewhere.
@@ -82,9 +83,18 @@ fn a_disk_that_is_written_faster_than_the_link_carries_arrives_on_a_block_device
     arrives_throttled(DEVICE, &format!("--replace-disks --unsafe --disk-path {DISK}={DEVICE}"));
 }
 
+#[test]
+fn a_disk_that_is_written_faster_than_the_link_carries_arrives_over_nfs() {
+    let place = format!("{SHARED}/data.raw");
+    arrives_throttled(&place, &format!("--disk-path {DISK}={place}"));
+}
+
 fn arrives_throttled(place: &str, options: &str) {
     let lab = Lab::of(2);
     let [here, there] = lab.nodes();
+    if place.starts_with(SHARED) {
+        share([here, there]);
+    }
     let device = format!(
         "truncate -s 16M /var/lib/disks/backing && loop=$(losetup --find --show /var/lib/disks/backing) && \
          mknod {DEVICE} b $(lsblk --noheadings --output maj:min $loop | tr : ' ')"

@@ -20,12 +20,13 @@ const MAINTAINER: [(&str, &str); 2] =
     [("DEBFULLNAME", "A. Packager"), ("DEBEMAIL", "packager@example.org")];
 
 /// What the package installs besides the program and its units.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "/usr/share/man/man1/lighter.1.gz",
     "/usr/share/man/man1/lighter-migrate.1.gz",
     "/usr/share/bash-completion/completions/lighter",
     "/usr/share/zsh/vendor-completions/_lighter",
     "/usr/share/fish/vendor_completions.d/lighter.fish",
+    "/usr/share/lighter/build-firmware",
     "/usr/share/doc/lighter/docs/user-guide.md",
     "/usr/share/doc/lighter/copyright",
     "/usr/share/doc/lighter/changelog.Debian.gz",

@@ -37,7 +37,6 @@ impl GuestSpec {
         let of_systems = [
             ("machine", self.machine.is_some()),
             ("nested", self.nested.is_some()),
-            ("disk", !self.disk.is_empty() && self.template.is_none()),
             ("seed", self.seed.is_some()),
             ("ssh-key", !self.ssh_key.is_empty()),
             ("hostname", self.hostname.is_some()),
@@ -52,12 +51,12 @@ impl GuestSpec {
         let (stray, what) = match self.has_system() {
             false => (
                 &of_systems[..],
-                "this needs a `kernel` or `firmware`: the built-in workload has no use for it",
+                "this needs a `disk`, `kernel` or `firmware`: the built-in workload has no use for it",
             ),
             true => (
                 &of_the_workload[..],
-                "this is for the built-in workload, which a guest with a `kernel` or `firmware` \
-                 does not run",
+                "this is for the built-in workload, which a guest with a `disk`, `kernel` or \
+                 `firmware` does not run",
             ),
         };
         if let Some((key, _)) = stray.iter().find(|(_, is_there)| *is_there) {
@@ -177,14 +176,14 @@ impl GuestSpec {
         if let Some((key, _)) = stray {
             return Err(Fault::of(key, "this needs a `kernel`"));
         }
-        if self.firmware.is_none() {
-            return Ok(());
-        }
-        if self.kernel.is_some() {
+        if self.firmware.is_some() && self.kernel.is_some() {
             return Err(Fault::of("firmware", "a guest has a `kernel` or `firmware`, not both"));
         }
-        if self.machine == Some(MachineKind::Mmio) {
-            return Err(Fault::of("machine", "`firmware` needs the machine `pci`"));
+        if self.boots_by_firmware() && self.machine == Some(MachineKind::Mmio) {
+            return Err(Fault::of(
+                "machine",
+                "a guest that boots by `firmware`, as one with a disk and without a `kernel` does, needs the machine `pci`",
+            ));
         }
         Ok(())
     }
@@ -221,6 +220,13 @@ impl GuestSpec {
             ("acpi", self.acpi.is_some()),
             ("machine", self.machine.is_some()),
             ("on-reboot", self.on_reboot.is_some()),
+            ("seed", self.seed.is_some()),
+            ("ssh-key", !self.ssh_key.is_empty()),
+            ("hostname", self.hostname.is_some()),
+            ("password-file", self.password_file.is_some()),
+            ("net", !self.net.is_empty()),
+            ("device", !self.device.is_empty()),
+            ("vsock", self.vsock.is_some()),
             ("rng", self.rng),
             ("balloon", self.balloon.is_some()),
             ("cpu", self.cpu.is_some()),
