@@ -148,7 +148,8 @@ pub(crate) struct MigrateArgs {
     pub(crate) copy_disks: bool,
 
     /// Copy only this disk of the guest: its path as `lighter show` prints it, or vda for the first
-    /// one, vdb for the second one; may be given several times. Both hosts share its other disks.
+    /// one there, vdb for the second one; may be given several times. Both hosts share its other
+    /// disks.
     #[arg(long, value_parser = NamedDisk::parse, value_name = "DISK", group = "copying")]
     pub(crate) copy_disk: Vec<NamedDisk>,
 

@@ -1,4 +1,4 @@
-//! A disk that a guest has: `vda`, as Linux in the guest calls it, or its path here.
+//! A disk that a guest has, by its place among them (`vda` for the first) or by its path here.
 
 use std::path::{Path, PathBuf};
 

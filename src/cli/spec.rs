@@ -65,9 +65,9 @@ pub(crate) struct GuestSpec {
     /// file with a PVH entry, such as EDK2's build for Cloud Hypervisor (CLOUDHV.fd). It implies
     /// `--machine pci`, and needs something to boot from, as a rule a disk. A guest that has moved
     /// reboots only if the file was at the same path, with the same content, on that host when it
-    /// arrived [default, with a disk and without --kernel: the first CLOUDHV.fd of
-    /// /usr/local/share/lighter, /usr/local/share/cloud-hypervisor and
-    /// /usr/share/cloud-hypervisor].
+    /// arrived [default, with a disk and without --kernel:
+    /// /usr/local/share/lighter/CLOUDHV.fd, or that of a package,
+    /// /usr/share/cloud-hypervisor/CLOUDHV_EFI.fd].
     #[arg(long, value_name = "FILE", conflicts_with = "template")]
     pub(crate) firmware: Option<PathBuf>,
 
@@ -78,7 +78,8 @@ pub(crate) struct GuestSpec {
         long, value_name = "FILE",
         conflicts_with_all = [
             "memory", "cpus", "acpi", "machine", "on_reboot", "cpu", "nested", "prealloc", "dirty_rate", "working_set", "write_order",
-            "pattern", "zero_share", "image_share", "run_length", "shuffle", "read_rate",
+            "pattern", "zero_share", "image_share", "run_length", "shuffle", "read_rate", "seed", "ssh_key", "hostname", "password_file",
+            "net", "device", "rng", "balloon", "vsock",
         ]
     )]
     pub(crate) template: Option<PathBuf>,

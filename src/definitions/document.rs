@@ -380,12 +380,15 @@ tap = "tap-db"
             "cpu = \"host\"",
             "prealloc = true",
             "hostname = \"h\"",
+            "password-file = \"/p\"",
+            "ssh-key = [\"/k\"]",
+            "device = [\"vfio=03:00.0\"]",
             "vsock = 3",
         ] {
             let key = line.split(' ').next().unwrap();
             refused(&format!("template = \"/t\"\n{line}"), &format!("2: {key}: "), "`template`");
         }
-        refused("cpus = 9", "1: cpus: ", "workload has 1 to 8 vCPUs, not 9: more need a `kernel`");
+        refused("cpus = 9", "1: cpus: ", "workload has 1 to 8 vCPUs, not 9: more need a `disk`");
         refused("hugepages = \"1G\"", "1: hugepages: ", "huge pages of 1 GiB");
         refused("hugepages = \"2M\"\nmerge-domain = \"a\"", "1: hugepages: ", "cannot be merged");
         refused("zero-share = 40\nimage-share = 61", "2: image-share: ", "100 percent");
@@ -406,6 +409,11 @@ tap = "tap-db"
             let key = line.split(' ').next().unwrap();
             refused(&format!("kernel = \"/k\"\n{line}"), &format!("2: {key}: "), "workload");
             refused(&format!("firmware = \"/f\"\n{line}"), &format!("2: {key}: "), "workload");
+            refused(
+                &format!("{line}\n[[disk]]\npath = \"/d\""),
+                &format!("1: {key}: "),
+                "workload",
+            );
         }
     }
 

@@ -22,12 +22,10 @@ use crate::names::GuestName;
 use crate::output;
 use crate::units::{MIB, PAGE_BYTES, Size};
 
-/// Where firmware is that is not named: built on this host, or of a package.
-const FIRMWARE_PLACES: [&str; 3] = [
-    "/usr/local/share/lighter/CLOUDHV.fd",
-    "/usr/local/share/cloud-hypervisor/CLOUDHV.fd",
-    "/usr/share/cloud-hypervisor/CLOUDHV.fd",
-];
+/// Searched, in this order, when no firmware is named: what `build-firmware` makes, and what the
+/// package `edk2-cloud-hypervisor` has.
+const FIRMWARE_PLACES: [&str; 2] =
+    ["/usr/local/share/lighter/CLOUDHV.fd", "/usr/share/cloud-hypervisor/CLOUDHV_EFI.fd"];
 
 /// A guest that is about to start.
 #[derive(Debug)]
@@ -53,7 +51,7 @@ impl Plan {
         let mut shape = shape(spec).with_context(cannot)?;
         shape.devices = devices(spec).with_context(cannot)?;
         shape.devices.extend(seed(spec, &name).with_context(cannot)?.map(DeviceConfig::Seed));
-        let boot = boot(spec)?;
+        let boot = boot(spec, FIRMWARE_PLACES.map(Path::new)).with_context(cannot)?;
         let on_reboot = match (spec.on_reboot, &boot) {
             (Some(OnRebootArg::Restart), _) => OnReboot::Restart,
             (Some(OnRebootArg::Stop), _) => OnReboot::Stop,
@@ -76,7 +74,7 @@ pub(super) fn check(spec: &GuestSpec, name: &GuestName) -> Result<()> {
     if spec.template.is_none() {
         shape(spec)?;
         seed(spec, name)?;
-        boot(spec)?;
+        boot(spec, FIRMWARE_PLACES.map(Path::new))?;
     }
     spec.disk.iter().try_for_each(|disk| expect_disk(&disk.path))
 }
@@ -94,13 +92,13 @@ pub(super) fn expect_disk(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the guest boots.
-fn boot(spec: &GuestSpec) -> Result<BootSource> {
+/// What the guest boots. Firmware that is not named is the first of `firmware_places`.
+fn boot(spec: &GuestSpec, firmware_places: [&Path; 2]) -> Result<BootSource> {
     Ok(match (&spec.kernel, &spec.firmware) {
         (Some(kernel), _) => BootSource::Kernel(kernel_source(spec, kernel)?),
         (None, Some(firmware)) => BootSource::Firmware(find("firmware", firmware)?),
         (None, None) if spec.boots_by_firmware() => {
-            BootSource::Firmware(first_firmware(FIRMWARE_PLACES.map(Path::new))?)
+            BootSource::Firmware(first_firmware(firmware_places)?)
         }
         (None, None) => BootSource::Workload(workload(spec)),
     })
@@ -110,13 +108,13 @@ fn boot(spec: &GuestSpec) -> Result<BootSource> {
 ///
 /// # Errors
 /// If none is.
-fn first_firmware<const N: usize>(places: [&Path; N]) -> Result<PathBuf> {
+fn first_firmware(places: [&Path; 2]) -> Result<PathBuf> {
     let found = places.into_iter().find(|place| place.is_file());
     found.map(Path::to_owned).with_context(|| {
-        let places = places.map(|place| place.display().to_string()).join(", ");
+        let places = places.map(|place| place.display().to_string()).join(" or ");
         format!(
-            "the guest would boot from its disk by firmware, and this host has none ({places}): \
-             name it with --firmware FILE, or a kernel with --kernel FILE"
+            "it would boot from its disk by firmware, and this host has none at {places}: lighter's \
+             script build-firmware makes it, --firmware FILE names another, --kernel FILE a kernel"
         )
     })
 }
@@ -303,15 +301,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
         let places = [first.as_path(), second.as_path()];
-        let error = first_firmware(places).unwrap_err().to_string();
-        assert!(error.contains("--firmware") && error.contains("first"), "{error}");
-        std::fs::write(&second, []).unwrap();
-        assert_eq!(first_firmware(places).unwrap(), second);
-        std::fs::write(&first, []).unwrap();
-        assert_eq!(first_firmware(places).unwrap(), first);
-
         let with_disk = spec(&["--disk", "/d.qcow2", "--net", "bridge=br0", "--hostname", "h"]);
-        assert!(with_disk.boots_by_firmware() && with_disk.machine() == MachineKind::Pci);
+        let boots = || match boot(&with_disk, places)? {
+            BootSource::Firmware(file) => Ok(file),
+            other => bail!("{other:?}"),
+        };
+        let error = boots().unwrap_err().to_string();
+        assert!(error.contains("build-firmware") && error.contains("first or"), "{error}");
+        std::fs::write(&second, []).unwrap();
+        assert_eq!(boots().unwrap(), second);
+        std::fs::write(&first, []).unwrap();
+        assert_eq!(boots().unwrap(), first);
+
+        assert_eq!(with_disk.machine(), MachineKind::Pci);
         with_disk.check().unwrap();
         let with_kernel = spec(&["--disk", "/d.raw", "--kernel", "/k"]);
         assert!(with_kernel.has_system() && !with_kernel.boots_by_firmware());
@@ -352,7 +354,7 @@ mod tests {
         let refused = refusal(&["--cpus", "9"]);
         assert_eq!(
             refused,
-            "cannot run web: the built-in workload has 1 to 8 vCPUs, not 9: more need a `kernel`"
+            "cannot run web: the built-in workload has 1 to 8 vCPUs, not 9: more need a `disk`, `kernel` or `firmware`"
         );
         let kernel = refusal(&["--cpus", "9", "--kernel", "/nowhere/vmlinuz"]);
         assert!(kernel.contains("/nowhere/vmlinuz"), "{kernel}");

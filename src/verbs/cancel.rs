@@ -58,8 +58,8 @@ async fn call_off(client: &ApiClient) -> Result<GuestInfo, AskError> {
 }
 
 /// Returns the result of a migration whose cancellation was accepted. `here` is the guest's state
-/// on this host.
-fn result(report: &Report, here: GuestState) -> Result<String> {
+/// on this host, if that is known.
+fn result(report: &Report, here: Option<GuestState>) -> Result<String> {
     let name = &report.guest;
     let cause = report.error.as_ref().map_or("no reason was given", |error| error.message.as_str());
     let is_cancelled = report.error.as_ref().is_some_and(|error| error.reason == Reason::Cancelled);
@@ -100,7 +100,7 @@ mod tests {
     fn the_result_is_that_of_the_report() {
         let said = |outcome, role, reason| {
             let report = Report { role, ..report(outcome, Some(reason)) };
-            result(&report, GuestState::Running)
+            result(&report, Some(GuestState::Running))
         };
         let stayed = Outcome::StayedAtSource;
         let here = said(stayed, Role::Source, Reason::Cancelled).unwrap();

@@ -173,10 +173,10 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
 /// Returns why the guest is not at its destination, and what it does if it stays.
 fn failure(client: &ApiClient, report: &Report, destination: &str) -> Option<ExitWith> {
     let here = match report.outcome {
-        Outcome::StayedAtSource => block_on(async { Ok(state_of(client).await) }).ok(),
+        Outcome::StayedAtSource => block_on(async { Ok(state_of(client).await) }).ok().flatten(),
         Outcome::Migrated | Outcome::InDoubt | Outcome::Lost => None,
     };
-    summary::failure(report, destination, here.unwrap_or(GuestState::Running))
+    summary::failure(report, destination, here)
 }
 
 /// Attaches the host's devices again to a guest that stays.

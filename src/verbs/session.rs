@@ -79,14 +79,15 @@ pub(crate) async fn path_of(
         NamedDisk::Number(number) => *number,
     };
     let guest: GuestInfo = client.get("/v1/guest").await?;
+    let count = guest.disks.len();
     let disk = guest.disks.into_iter().nth(number);
-    Ok(disk.with_context(|| format!("{name} has fewer disks"))?.path)
+    Ok(disk.with_context(|| format!("{name} has no disk {}, but {count}", number + 1))?.path)
 }
 
-/// Returns the state of the guest that `client` reaches; running if it does not answer.
-pub(crate) async fn state_of(client: &ApiClient) -> GuestState {
+/// Returns the state of the guest that `client` reaches, if it answers.
+pub(crate) async fn state_of(client: &ApiClient) -> Option<GuestState> {
     let info: Result<GuestInfo, _> = client.get("/v1/guest").await;
-    info.map_or(GuestState::Running, |info| info.state)
+    info.ok().map(|info| info.state)
 }
 
 /// Returns how the last guest of this name ended: "web-1 powered off".

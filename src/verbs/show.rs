@@ -179,7 +179,7 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
         lines.push(("UUID", info.uuid.to_string()));
         lines.push(("State", format!("{}{detail}", info.state.as_str())));
         let kind = match info.kind {
-            // Its memory says so, once that has arrived.
+            // It is read from memory, which has not arrived yet.
             _ if info.state == GuestState::Incoming => None,
             GuestKind::Workload => Some("built-in workload"),
             GuestKind::Linux => Some("Linux kernel"),

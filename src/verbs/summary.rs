@@ -148,8 +148,12 @@ fn dry_runs(report: &Report) -> String {
 }
 
 /// Returns why the guest is not at its destination after the migration; `None` if it is. `here` is
-/// its state at the source, if it has stayed.
-pub(crate) fn failure(report: &Report, destination: &str, here: GuestState) -> Option<ExitWith> {
+/// its state at the source, if it has stayed and that is known.
+pub(crate) fn failure(
+    report: &Report,
+    destination: &str,
+    here: Option<GuestState>,
+) -> Option<ExitWith> {
     let guest = &report.guest;
     let cause = report
         .error
@@ -224,11 +228,13 @@ fn stood(report: &Report) -> String {
     format!(", after a pause of {}: {}", seconds(downtime), standstill(parts))
 }
 
-/// Returns what a guest does that has stayed at the source, where it is in the state `here`.
-pub(super) fn stays(report: &Report, here: GuestState) -> &str {
+/// Returns what a guest does that has stayed at the source, where it is in the state `here`, if
+/// that is known.
+pub(super) fn stays(report: &Report, here: Option<GuestState>) -> &str {
     let as_before = match here {
-        GuestState::Paused => "the guest stays paused here",
-        _ => "the guest keeps running here",
+        Some(GuestState::Paused) => "the guest stays paused here",
+        Some(_) => "the guest keeps running here",
+        None => "the guest stays here",
     };
     report.way_out.as_deref().unwrap_or(as_before)
 }
@@ -412,7 +418,7 @@ pub(super) mod tests {
             standstill: Some(Standstill { flush_seconds: 1.598, ..Standstill::default() }),
             ..report(Outcome::StayedAtSource, Some(Reason::Downtime))
         };
-        let message = failure(&report, "b", GuestState::Running).unwrap().message;
+        let message = failure(&report, "b", Some(GuestState::Running)).unwrap().message;
         for part in ["the guest keeps running here, after a pause of 1.60 s", "1.60 s to flush"] {
             assert!(message.contains(part), "{message}");
         }
@@ -422,7 +428,7 @@ pub(super) mod tests {
     #[test]
     fn every_outcome_has_its_exit_code_and_says_where_the_guest_is() {
         let exit = |outcome, reason| {
-            let failure = failure(&report(outcome, reason), "b", GuestState::Running);
+            let failure = failure(&report(outcome, reason), "b", Some(GuestState::Running));
             failure.map(|with| (with.exit, with.message))
         };
         assert!(exit(Outcome::Migrated, None).is_none());
@@ -436,10 +442,10 @@ pub(super) mod tests {
         );
         let way_out = Some("web stays paused here".to_owned());
         let stuck = Report { way_out, ..report(Outcome::StayedAtSource, Some(Reason::Cancelled)) };
-        let message = failure(&stuck, "b", GuestState::Paused).unwrap().message;
+        let message = failure(&stuck, "b", Some(GuestState::Paused)).unwrap().message;
         assert!(message.ends_with("was cancelled; web stays paused here"), "{message}");
         let cancelled = report(Outcome::StayedAtSource, Some(Reason::Cancelled));
-        let message = failure(&cancelled, "b", GuestState::Paused).unwrap().message;
+        let message = failure(&cancelled, "b", Some(GuestState::Paused)).unwrap().message;
         assert!(message.ends_with("was cancelled; the guest stays paused here"), "{message}");
         let (code, message) = exit(Outcome::InDoubt, Some(Reason::InDoubt)).unwrap();
         assert!(code == Exit::InDoubt && message.contains("--resolve run"));

@@ -251,7 +251,7 @@ impl Source {
             return detail;
         }
         PeerText::new(&format!(
-            "{detail}; with --via and several addresses, a migration goes on over the others"
+            "{detail}; if only this address was lost, --via with several would have gone on over the others"
         ))
     }
 

@@ -139,7 +139,7 @@ impl GuestSpec {
                 "cpus",
                 format!(
                     "the built-in workload has 1 to {max} vCPUs, not {cpus}: more \
-                     need a `kernel`"
+                     need a `disk`, `kernel` or `firmware`"
                 ),
             ));
         }
