@@ -9,13 +9,32 @@ use crate::nfs::{SHARED, share};
 
 /// What each host has at the same path.
 pub(crate) const FIRMWARE: &str = "/opt/CLOUDHV.fd";
-/// The disk from which the guest boots; it is copied with the guest.
+/// The disks from which the guest can boot; they are copied with the guest. The boot loader of the
+/// other one has the guest call itself `other`, not `guest`.
 const DISK: &str = "/var/lib/disks/efi.raw";
+const OTHER: &str = "/var/lib/disks/other.raw";
 
 /// A UEFI variable of the guest, and what makes sure that it is there.
 const VARIABLE: &str = "/sys/firmware/efi/efivars/Lighter-c4b4014c-f120-4e38-a202-2ca9c79fa4da";
 const MOUNT_VARIABLES: &str = "cd /sys/firmware/efi/efivars && \
     (mountpoint -q . || mount -t efivarfs none .)";
+/// Puts what boots from the guest's second disk first in the order of its boot entries, as
+/// `efibootmgr` would.
+const PREFER_OTHER: &str = r#"
+import glob, os, struct
+
+os.chdir("/sys/firmware/efi/efivars")
+KIND = "-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+function = os.path.basename(os.path.realpath("/sys/block/vdb/device/.."))
+# Its place in a device path.
+place = bytes([1, 1, 6, 0, 0, int(function[8:10], 16)])
+entries = glob.glob("Boot[0-9A-F]???" + KIND)
+other, = [int(entry[4:8], 16) for entry in entries if place in open(entry, "rb").read()]
+order = open("BootOrder" + KIND, "rb").read()[4:]
+order = [number for number, in struct.iter_unpack("<H", order) if number != other]
+changed = struct.pack(f"<I{len(order) + 1}H", 7, other, *order)
+assert os.write(os.open("BootOrder" + KIND, os.O_WRONLY), changed) == len(changed)
+"#;
 /// Where a host keeps the guest's variables.
 const KEPT: &str = "/var/lib/lighter/ended/guests/debian/uefi-variables.fd";
 
@@ -29,20 +48,27 @@ pub(crate) fn install(hosts: [Host<'_>; 2]) {
 }
 
 #[test]
-fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
+fn firmware_boots_the_first_disk_and_as_the_guest_says_here_and_on_another_host() {
     let lab = Lab::of(2);
     let [here, there] = lab.nodes();
     install([here, there]);
-    here.sh(&format!("cp --sparse=always /boot/efi.raw {DISK}")).ok();
-    let disks = format!("--disk {DISK} --disk /dev/vdb");
+    here.sh(&format!(
+        "set -e; cp --sparse=always /boot/efi.raw {DISK}
+         LC_ALL=C sed s/lab.name=guest/lab.name=other/ {DISK} > {OTHER}; fallocate -d {OTHER}"
+    ))
+    .ok();
+    let disks = format!("--disk {DISK} --disk {OTHER} --disk /dev/vdb");
     let guest = StockGuest::boot_by_firmware(&lab, here, 2, FIRMWARE, &disks);
     let firmwares = guest.sh(here, "ls /sys/firmware/efi && cat /sys/class/dmi/id/product_name");
     assert!(firmwares.ok().ends_with("lighter guest\n"), "EFI, with our tables");
+    assert_eq!(guest.sh(here, "hostname").ok(), "guest\n", "the first disk boots");
 
     guest.sh(here, &format!("{MOUNT_VARIABLES} && printf '\\7\\0\\0\\0kept' > {VARIABLE}")).ok();
+    guest.sh(here, &format!("python3 - << 'END'{PREFER_OTHER}END")).ok();
     let keeps_variables = |host| {
         let read = guest.sh(host, &format!("{MOUNT_VARIABLES} && tail -c 4 {VARIABLE}"));
         assert_eq!(read.ok(), "kept");
+        assert_eq!(guest.sh(host, "hostname").ok(), "other\n", "its own order is kept");
     };
 
     let first = boot_id(&guest, here);
@@ -52,7 +78,7 @@ fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
     let before = boot_id(&guest, here);
     here.sh(&format!("test -s {KEPT}")).ok();
     here.lighter(&format!(
-        "migrate debian {} --copy-disk {DISK} --downtime 10s --timeout 1h",
+        "migrate debian {} --copy-disk {DISK} --copy-disk {OTHER} --downtime 10s --timeout 1h",
         there.address()
     ))
     .ok();
