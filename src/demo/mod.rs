@@ -150,7 +150,7 @@ async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
     let report = follower.to_the_end(&mut interrupts()?, |progress| view.show(progress)).await;
     view.finish();
     let report = report?;
-    if let Some(failure) = summary::failure(&report, to.name(), GuestState::Running) {
+    if let Some(failure) = summary::failure(&report, to.name(), Some(GuestState::Running)) {
         return Err(failure.into());
     }
     let after = GuestProbe::meet(to, Instant::now() + Duration::from_secs(10)).await?;
