@@ -164,8 +164,8 @@ share its memory until they write it. A guest that writes disks can be cloned if
 each clone gets a copy of these disks: `lighter pause` the guest, make the
 template, copy the disks, `lighter resume` it. Clones share machine-id and SSH
 host keys: renew them in each. Linux 5.18 and later with ACPI draws random
-numbers of its own in each clone. Leave the file alone while clones run; to replace it, run
-this verb again.")]
+numbers of its own in each clone. Leave the file alone while clones run; to
+replace it, run this verb again.")]
 pub(crate) struct TemplateArgs {
     /// The guest.
     pub(crate) name: GuestName,
