@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds a disk as Debian's or Ubuntu's images for clouds are, from their packages: a compressed qcow2 image with a GPT,
-# partitions for UEFI and BIOS, GRUB, the kernel for clouds and cloud-init. Beside Debian's is a package of a later kernel.
+# partitions for UEFI and BIOS, GRUB, the kernel for clouds and cloud-init. Ubuntu's boots by the signed shim and GRUB, as its
+# published images do. Beside Debian's is a package of a later kernel.
 # Prints the folder of cloud.qcow2 and kernel/*.deb.
 #
 #   tests/guest/cloud-image.sh debian|ubuntu    (root and mmdebstrap; some minutes; once in target/guest/)
@@ -8,7 +9,7 @@ set -eu
 
 . "$(dirname "$0")/folders"
 distribution=$1
-made=$cache/cloud-$distribution
+made=$cache/cloud-$distribution-$(sha256sum < "$here/cloud-image.sh" | cut -c1-16)
 if [ -e "$made/cloud.qcow2" ]; then
     echo "$made"
     exit 0
@@ -36,7 +37,7 @@ case $distribution in
             SHA256:36de43b15853ccae0028e9a767613770c704833f82586f28eb262f0311adb8a8 >&2
         dpkg-deb --fsys-tarfile "$work/$keys" | tar -xO ./usr/share/keyrings/ubuntu-archive-keyring.gpg > "$work/keys.gpg"
         mmdebstrap --quiet --variant=minbase --keyring="$work/keys.gpg" \
-            --include="linux-image-virtual,grub-efi-amd64-bin,grub-pc-bin,grub-common,$packages" \
+            --include="linux-image-virtual,shim-signed,grub-efi-amd64-signed,grub-pc,efibootmgr,$packages" \
             noble "$work/tree.tar" "deb $ubuntu noble main universe" >&2
         ;;
 esac
@@ -55,8 +56,9 @@ fi
 # What the installer of an image sets; GRUB's own configuration is written by its scripts when a kernel is installed.
 : > "$tree/etc/machine-id"
 rm -f "$tree"/etc/ssh/ssh_host_*
+# An emulated machine may take longer to find its disks than the minute and a half after which systemd gives up.
 echo 'LABEL=cloud / ext4 rw,errors=remount-ro 0 1
-LABEL=EFI /boot/efi vfat umask=0077 0 1' > "$tree/etc/fstab"
+LABEL=EFI /boot/efi vfat umask=0077,x-systemd.device-timeout=1h 0 1' > "$tree/etc/fstab"
 echo 'GRUB_TIMEOUT=1
 GRUB_TERMINAL="console serial"
 GRUB_CMDLINE_LINUX="console=ttyS0 net.ifnames=0"' > "$tree/etc/default/grub"
@@ -68,12 +70,31 @@ initrd /boot/initrd.img-$version
 boot" > "$tree/boot/grub/grub.cfg"
 echo 'search --no-floppy --label cloud --set root
 configfile ($root)/boot/grub/grub.cfg' > "$tree/tmp/early.cfg"
-chroot "$tree" sh -ec 'cd /tmp
-    grub-mkstandalone -O x86_64-efi -o BOOTX64.EFI --locales= --fonts= --themes= boot/grub/grub.cfg=early.cfg \
-        --modules="part_gpt fat ext2 search search_label configfile linux serial terminal normal"
-    truncate -s 120M system && mkfs.vfat -F 32 -n EFI system
-    mmd -i system ::/EFI ::/EFI/BOOT && mcopy -i system BOOTX64.EFI ::/EFI/BOOT/
-    rm BOOTX64.EFI early.cfg' >&2
+chroot "$tree" sh -ec 'cd /tmp; truncate -s 120M system; mkfs.vfat -F 32 -n EFI system; mmd -i system ::/EFI ::/EFI/BOOT' >&2
+case $distribution in
+    debian)
+        chroot "$tree" sh -ec 'cd /tmp
+            grub-mkstandalone -O x86_64-efi -o BOOTX64.EFI --locales= --fonts= --themes= boot/grub/grub.cfg=early.cfg \
+                --modules="part_gpt fat ext2 search search_label configfile linux serial terminal normal"
+            mcopy -i system BOOTX64.EFI ::/EFI/BOOT/
+            rm BOOTX64.EFI' >&2
+        ;;
+    ubuntu)
+        # As grub-install lays them out. What is started as removable media are is shim, which starts fbx64.efi beside it; that
+        # adds the boot entry that BOOTX64.CSV describes.
+        chroot "$tree" sh -ec 'cd /usr/lib/shim; grub=/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed
+            add() { mcopy -i /tmp/system "$@"; }
+            mmd -i /tmp/system ::/EFI/ubuntu
+            add shimx64.efi.signed ::/EFI/BOOT/BOOTX64.EFI
+            add $grub ::/EFI/BOOT/grubx64.efi
+            add fbx64.efi mmx64.efi ::/EFI/BOOT/
+            add shimx64.efi.signed ::/EFI/ubuntu/shimx64.efi
+            add $grub ::/EFI/ubuntu/grubx64.efi
+            add mmx64.efi BOOTX64.CSV ::/EFI/ubuntu/
+            add /tmp/early.cfg ::/EFI/ubuntu/grub.cfg' >&2
+        ;;
+esac
+rm "$tree/tmp/early.cfg"
 mv "$tree/tmp/system" "$work/system"
 
 # The numbers and types of both distributions: 14 for BIOS, 15 for UEFI.
@@ -113,6 +134,6 @@ with open("/mnt/disk.raw", "r+b") as disk:
 EOT
 chroot "$tree" qemu-img convert -q -c -O qcow2 /mnt/disk.raw /mnt/cloud.qcow2 >&2
 mv "$tree/mnt/cloud.qcow2" "$work/made/"
-rm -rf "$made"
+rm -rf "$cache/cloud-$distribution"*
 mv "$work/made" "$made"
 echo "$made"
