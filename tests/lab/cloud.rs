@@ -7,10 +7,11 @@ use std::path::Path;
 use support::linux::image::script;
 
 use crate::firmware::{FIRMWARE, await_another_boot, boot_id, install};
-use crate::fixtures::{Host, Lab, StockGuest, Stream, until};
+use crate::fixtures::{Host, Lab, StockGuest, Stream, holds, until};
 use crate::nfs::{SHARED, share};
 use crate::qcow2::is_sound;
 use crate::stock::RESEEDED;
+use crate::vfio::{DRIVE, equip};
 
 /// What the guest is asked to do: it stays reachable in the way that the lab needs, and says back
 /// what comes on TCP port 7.
@@ -37,7 +38,7 @@ ethernets: {eth0: {addresses: [10.77.0.101/24]}}";
 /// finds no controls, and to how slow that is, to a disk that is larger than its partitions until
 /// cloud-init grows these, and to a pause, after which it skips a check of its clocks.
 const USUAL: &str = "CONFIG_IMA_DISABLE_HTABLE|Speculative Return Stack Overflow|amd_pstate|\
-    hrtimer: interrupt took|GPT:|Long readout interval";
+    hrtimer: interrupt took|workqueue: .* hogged CPU|GPT:|Long readout interval";
 
 /// Checks that the guest's kernel, its services and `lspci` have nothing to complain of.
 #[track_caller]
@@ -55,7 +56,7 @@ fn has_no_complaints(guest: &StockGuest, host: Host<'_>) {
 }
 
 /// Boots a guest from the image in the folder `made`, and waits until cloud-init has set it up.
-fn boot(lab: &Lab, here: Host<'_>, made: &str) -> StockGuest {
+fn boot(lab: &Lab, here: Host<'_>, made: &str, options: &str) -> StockGuest {
     here.push(&[&Path::new(made).join("cloud.qcow2")], "/srv/nfs");
     here.sh(&format!(
         "set -e; cd /srv/nfs; qemu-img create -q -f qcow2 -F qcow2 -b cloud.qcow2 web.qcow2 8G
@@ -63,11 +64,7 @@ fn boot(lab: &Lab, here: Host<'_>, made: &str) -> StockGuest {
          ssh-keygen -y -f /root/.ssh/id_ed25519 > key.pub"
     ))
     .ok();
-    let options = format!(
-        "--disk {SHARED}/web.qcow2 --hostname shop --ssh-key {SHARED}/key.pub \
-         --seed {SHARED}/user-data,network-config={SHARED}/network"
-    );
-    let guest = StockGuest::boot_by_firmware(lab, here, 2, FIRMWARE, &options);
+    let guest = start(lab, here, options);
     // 2: it is done, with warnings.
     guest.sh(here, "cloud-init status --wait || test $? = 2").ok();
     let size = "df --output=source,size -B1G / | tail -n 1; hostname";
@@ -78,11 +75,20 @@ fn boot(lab: &Lab, here: Host<'_>, made: &str) -> StockGuest {
     guest
 }
 
+/// Starts the guest that [`boot`] has set up.
+fn start(lab: &Lab, host: Host<'_>, options: &str) -> StockGuest {
+    let options = format!(
+        "--disk {SHARED}/web.qcow2 --hostname shop --ssh-key {SHARED}/key.pub \
+         --seed {SHARED}/user-data,network-config={SHARED}/network {options}"
+    );
+    StockGuest::boot_by_firmware(lab, host, 2, FIRMWARE, &options)
+}
+
 /// Moves the guest, which says back what comes on its port 7, while it is talked to.
-fn moves(guest: &StockGuest, here: Host<'_>, there: Host<'_>) {
+fn moves(guest: &StockGuest, here: Host<'_>, there: Host<'_>, options: &str) {
     let stream = Stream::begin(here, guest);
     let before = boot_id(guest, here);
-    here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
+    here.lighter(&format!("migrate debian {} --downtime 10s {options}", there.address())).ok();
     stream.await_more();
     println!("{}", stream.finish());
     assert_eq!(boot_id(guest, there), before, "it goes on");
@@ -117,19 +123,115 @@ fn its_clone_draws_others(guest: &StockGuest, host: Host<'_>) {
     host.lighter("destroy copy").ok();
 }
 
+/// A driver of the guest's own for its drive, which has that read its first command where the guest
+/// has no memory: at 8 GiB.
+const READ_NOWHERE: &str = r#"
+import ctypes, mmap, os, time
+
+device = os.path.realpath("/sys/class/nvme/nvme0/device")
+address = os.path.basename(device)
+
+def write(file, text):
+    with open(file, "w") as opened: opened.write(text)
+
+write(device + "/driver/unbind", address)
+with open(device + "/config", "r+b", buffering=0) as config:
+    config.seek(4)
+    config.write(b"\6\0")
+registers = mmap.mmap(os.open(device + "/resource0", os.O_RDWR), 0x2000)
+register = lambda at: ctypes.c_uint32.from_buffer(registers, at)
+
+def await_status(mask, bits):
+    while register(0x1c).value & mask != bits: time.sleep(0.01)
+
+register(0x14).value = 0
+await_status(1, 0)
+for at, value in (0x24, 0x1f001f), (0x28, 0), (0x2c, 2), (0x30, 0), (0x34, 2), (0x14, 0x460001):
+    register(at).value = value
+await_status(1, 1)
+register(0x1000).value = 1
+await_status(2, 2)
+write("/sys/bus/pci/drivers/nvme/bind", address)
+"#;
+/// What the host's IOMMU says of that.
+const REFUSED: &str = "DMA Read.*08\\.0.* fault addr 0x200000000";
+
+/// Checks that the guest reaches no memory but its own by its drive, and can use that afterwards.
+#[track_caller]
+fn reads_nothing_of_the_host(guest: &StockGuest, host: Host<'_>) {
+    guest.sh(host, &format!("cat > /root/read.py << 'END'{READ_NOWHERE}END")).ok();
+    guest.sh(host, "timeout 300 python3 /root/read.py").ok();
+    host.sh(&format!("dmesg | grep '{REFUSED}'")).ok();
+    has_drive(guest, host);
+}
+
+/// Waits until the guest can read its drive.
+#[track_caller]
+fn has_drive(guest: &StockGuest, host: Host<'_>) {
+    let read = "dd if=/dev/nvme0n1 of=/dev/null bs=1M count=4 iflag=direct";
+    until("the guest reads its drive", || {
+        let done = guest.sh(host, read);
+        holds(done.code == Some(0), done)
+    });
+}
+
+/// Attaches a disk to the guest, which writes to it, and detaches it again.
+#[track_caller]
+fn a_disk_comes_and_goes(guest: &StockGuest, host: Host<'_>) {
+    let disk = "/var/lib/disks/data.raw";
+    host.sh(&format!("truncate -s 64M {disk}")).ok();
+    host.lighter(&format!("attach-disk debian {disk},serial=data")).ok();
+    let write = "mkfs.ext4 -q /dev/disk/by-id/virtio-data && mount /dev/disk/by-id/virtio-data /mnt \
+        && echo kept > /mnt/file && umount /mnt";
+    until("the guest has written to the disk", || {
+        let done = guest.sh(host, write);
+        holds(done.code == Some(0), done)
+    });
+    host.lighter(&format!("detach-disk debian {disk}")).ok();
+    assert_eq!(guest.sh(host, "grep -l data /sys/block/vd*/serial").stdout, "", "it is gone");
+    let read = format!("mount -o ro,loop {disk} /mnt && cat /mnt/file && umount /mnt");
+    assert_eq!(host.sh(&read).ok(), "kept\n");
+}
+
+/// Checks that the guest has been booted by the entry that its boot loader has added.
+#[track_caller]
+fn is_booted_by_its_own_entry(guest: &StockGuest, host: Host<'_>) {
+    let entries = guest.sh(host, "efibootmgr").ok();
+    let current = entries.lines().find_map(|line| line.strip_prefix("BootCurrent: "));
+    let own = format!("Boot{}* ubuntu", current.expect("an entry"));
+    assert!(entries.lines().any(|line| line.starts_with(&own)), "{entries}");
+}
+
 #[test]
-fn a_cloud_image_of_ubuntu_is_set_up_moves_and_boots_again() {
+fn a_cloud_image_of_ubuntu_has_a_device_of_its_host_moves_without_it_and_boots_again() {
     let lab = Lab::of(2);
+    equip(&lab, 1);
     let [here, there] = lab.nodes();
     install([here, there]);
     share([here, there]);
-    let guest = boot(&lab, here, &script("cloud-image.sh", &["ubuntu"]));
+    let made = script("cloud-image.sh", &["ubuntu"]);
+    let guest = boot(&lab, here, &made, &format!("--device vfio={DRIVE}"));
     let system = guest.sh(here, ". /etc/os-release && echo $ID $VERSION_ID").ok();
     assert_eq!(system, "ubuntu 24.04\n");
-    moves(&guest, here, there);
-    let before = boot_id(&guest, there);
-    guest.sh(there, "reboot");
-    await_another_boot(&guest, there, &before);
+    has_drive(&guest, here);
+    a_disk_comes_and_goes(&guest, here);
+    has_no_complaints(&guest, here);
+    reads_nothing_of_the_host(&guest, here);
+
+    // The firmware finds the drive again, and boots from the disk.
+    let before = boot_id(&guest, here);
+    guest.sh(here, "reboot");
+    await_another_boot(&guest, here, &before);
+    has_drive(&guest, here);
+    is_booted_by_its_own_entry(&guest, here);
+
+    guest.sh(here, "systemd-run --quiet /usr/local/sbin/echo").ok();
+    moves(&guest, here, there, "--detach-on-migrate");
+    assert_eq!(guest.sh(there, "ls /dev/nvme0*").stdout, "");
+    is_booted_by_its_own_entry(&guest, there);
+    there.lighter("shutdown debian --timeout 1h").ok();
+    let guest = start(&lab, there, "");
+    is_booted_by_its_own_entry(&guest, there);
     guest.shut_down(there);
     is_sound(here, "/srv/nfs/web.qcow2");
 }
@@ -144,7 +246,7 @@ fn a_cloud_image_upgrades_its_kernel_moves_is_restored_and_cloned() {
     let kernel = fs::read_dir(Path::new(&made).join("kernel")).expect("a folder");
     let kernel = kernel.map(|entry| entry.expect("an entry").path()).next().expect("a package");
     here.push(&[&kernel], "/srv");
-    let guest = boot(&lab, here, &made);
+    let guest = boot(&lab, here, &made, "");
     has_no_complaints(&guest, here);
 
     let old = guest.sh(here, "uname -r").ok();
@@ -159,7 +261,7 @@ fn a_cloud_image_upgrades_its_kernel_moves_is_restored_and_cloned() {
     has_no_complaints(&guest, here);
 
     guest.sh(here, "systemd-run --quiet /usr/local/sbin/echo").ok();
-    moves(&guest, here, there);
+    moves(&guest, here, there, "");
     has_no_complaints(&guest, there);
 
     assert_eq!(guest.sh(there, &format!("dmesg | {RESEEDED}")).stdout, "0\n");

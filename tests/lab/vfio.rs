@@ -5,7 +5,7 @@ use std::fs::File;
 use crate::fixtures::{Host, Lab, StockGuest, holds, until};
 
 /// The drive, another one of its group, and the card, as the host has them.
-const DRIVE: &str = "0000:00:08.0";
+pub(crate) const DRIVE: &str = "0000:00:08.0";
 const OTHER: &str = "0000:00:08.1";
 const CARD: &str = "0000:01:00.0";
 /// The address behind the card, and the guest's own there.
@@ -16,7 +16,7 @@ const COMPLAINTS: &str =
     "dmesg --level=emerg,alert,crit,err,warn | grep -iE 'pci|acpi|nvme|hotplug|virtio'";
 
 /// Gives a host the drives and the card, in the hands of vfio-pci.
-fn equip(lab: &Lab, number: usize) {
+pub(crate) fn equip(lab: &Lab, number: usize) {
     let [drive, other] = ["drive", "other"].map(|name| {
         let drive = lab.folder().join(format!("{name}{number}.raw"));
         File::create(&drive).and_then(|file| file.set_len(64 << 20)).expect("a drive");
