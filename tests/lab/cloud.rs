@@ -6,7 +6,7 @@ use std::path::Path;
 
 use support::linux::image::script;
 
-use crate::firmware::{FIRMWARE, await_another_boot, boot_id, install};
+use crate::firmware::{await_another_boot, boot_id, install};
 use crate::fixtures::{Host, Lab, StockGuest, Stream, holds, until};
 use crate::nfs::{SHARED, share};
 use crate::qcow2::is_sound;
@@ -81,7 +81,17 @@ fn start(lab: &Lab, host: Host<'_>, options: &str) -> StockGuest {
         "--disk {SHARED}/web.qcow2 --hostname shop --ssh-key {SHARED}/key.pub \
          --seed {SHARED}/user-data,network-config={SHARED}/network {options}"
     );
-    StockGuest::boot_by_firmware(lab, host, 2, FIRMWARE, &options)
+    StockGuest::boot_by_firmware(lab, host, 2, &options)
+}
+
+/// Has the guest say back what comes on its port 7, as it does after its first boot.
+#[track_caller]
+fn says_back(guest: &StockGuest, host: Host<'_>) {
+    guest.sh(host, "systemd-run --quiet /usr/local/sbin/echo").ok();
+    until("it listens", || {
+        let done = guest.sh(host, "ss --listening --tcp --numeric | grep ':7 '");
+        holds(done.code == Some(0), done)
+    });
 }
 
 /// Moves the guest, which says back what comes on its port 7, while it is talked to.
@@ -225,7 +235,7 @@ fn a_cloud_image_of_ubuntu_has_a_device_of_its_host_moves_without_it_and_boots_a
     has_drive(&guest, here);
     is_booted_by_its_own_entry(&guest, here);
 
-    guest.sh(here, "systemd-run --quiet /usr/local/sbin/echo").ok();
+    says_back(&guest, here);
     moves(&guest, here, there, "--detach-on-migrate");
     assert_eq!(guest.sh(there, "ls /dev/nvme0*").stdout, "");
     is_booted_by_its_own_entry(&guest, there);
@@ -260,7 +270,7 @@ fn a_cloud_image_upgrades_its_kernel_moves_is_restored_and_cloned() {
     assert!(new != old && package.contains(new.trim()), "{new} after {old}, from {package}");
     has_no_complaints(&guest, here);
 
-    guest.sh(here, "systemd-run --quiet /usr/local/sbin/echo").ok();
+    says_back(&guest, here);
     moves(&guest, here, there, "");
     has_no_complaints(&guest, there);
 

@@ -7,8 +7,8 @@ use support::linux::image::script;
 use crate::fixtures::{Host, Lab, StockGuest, holds, until};
 use crate::nfs::{SHARED, share};
 
-/// What each host has at the same path.
-pub(crate) const FIRMWARE: &str = "/opt/CLOUDHV.fd";
+/// What each host has where lighter looks for it.
+const FIRMWARE: &str = "/usr/local/share/lighter/CLOUDHV.fd";
 /// The disks from which the guest can boot; they are copied with the guest. The boot loader of the
 /// other one has the guest call itself `other`, not `guest`.
 const DISK: &str = "/var/lib/disks/efi.raw";
@@ -42,7 +42,8 @@ const KEPT: &str = "/var/lib/lighter/ended/guests/debian/uefi-variables.fd";
 pub(crate) fn install(hosts: [Host<'_>; 2]) {
     let firmware = script("firmware.sh", &[]);
     for host in hosts {
-        host.push(&[Path::new(&firmware)], "/opt");
+        host.sh("mkdir -p /usr/local/share/lighter").ok();
+        host.push(&[Path::new(&firmware)], "/usr/local/share/lighter");
         host.sh("mkdir -p /var/lib/disks && rm -rf /var/lib/disks/*").ok();
     }
 }
@@ -58,7 +59,7 @@ fn firmware_boots_the_first_disk_and_as_the_guest_says_here_and_on_another_host(
     ))
     .ok();
     let disks = format!("--disk {DISK} --disk {OTHER} --disk /dev/vdb");
-    let guest = StockGuest::boot_by_firmware(&lab, here, 2, FIRMWARE, &disks);
+    let guest = StockGuest::boot_by_firmware(&lab, here, 2, &disks);
     let firmwares = guest.sh(here, "ls /sys/firmware/efi && cat /sys/class/dmi/id/product_name");
     assert!(firmwares.ok().ends_with("lighter guest\n"), "EFI, with our tables");
     assert_eq!(guest.sh(here, "hostname").ok(), "guest\n", "the first disk boots");
@@ -121,7 +122,7 @@ fn firmware_boots_an_installation_medium_and_has_a_shell_when_nothing_boots() {
     here.sh(&MAKE_MEDIUM.replace("MEDIUM", &medium)).ok();
     // The first disk has no boot loader, as one to which a system is to be installed.
     let disks = format!("--disk /dev/vdb --disk {medium}");
-    let guest = StockGuest::boot_by_firmware(&lab, here, 1, FIRMWARE, &disks);
+    let guest = StockGuest::boot_by_firmware(&lab, here, 1, &disks);
     let uses_medium = |host| {
         let cmdline = guest.sh(host, "cat /proc/cmdline").ok();
         assert!(cmdline.contains("lab.medium"), "{cmdline}");

@@ -1,6 +1,6 @@
 //! Disks in qcow2 images: shared, copied, and after a power cut.
 
-use crate::firmware::{FIRMWARE, install};
+use crate::firmware::install;
 use crate::fixtures::{Host, Lab, StockGuest, holds, until};
 use crate::nfs::{SHARED, begin_writing, expect_written, share};
 
@@ -186,7 +186,7 @@ fn a_cloud_image_boots_is_set_up_and_moves() {
     let options = format!(
         "--disk {SHARED}/web.qcow2 --hostname shop --seed {SHARED}/user-data --ssh-key {SHARED}/key.pub"
     );
-    let guest = StockGuest::boot_by_firmware(&lab, here, 1, FIRMWARE, &options);
+    let guest = StockGuest::boot_by_firmware(&lab, here, 1, &options);
     let read = "findmnt -n -o SOURCE / && grep -c . /home/debian/.ssh/authorized_keys && cat /etc/hostname";
     let found = guest.sh(here, read).ok();
     assert_eq!(found.split_whitespace().collect::<Vec<_>>(), ["/dev/vda2", "1", "shop"]);

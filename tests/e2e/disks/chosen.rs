@@ -36,7 +36,7 @@ fn one_disk_is_copied_and_the_other_is_shared() {
     let path = format!("{own_path}={}", copy.display());
     let go = |more: &[&str]| Migration::start(&pair.a, GUEST, &pair.b, more).finish();
     go(&["--copy-disk", "/no/disk"]).done.complains(Exit::Failed, &["has no disk /no/disk"]);
-    go(&["--copy-disk", "vdc"]).done.complains(Exit::Failed, &["db has fewer disks"]);
+    go(&["--copy-disk", "vdc"]).done.complains(Exit::Failed, &["db has no disk 3, but 2"]);
     go(&["--copy-disk", &shared_path, "--disk-path", &path])
         .done
         .complains(Exit::Failed, &["own.raw is not copied"]);
