@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use migrate::record::{DestinationState, Record, Side, SourceState};
 
 use crate::ended::{self, Ended, How};
@@ -146,10 +146,12 @@ impl Whereabouts {
 /// where.
 pub(crate) fn claim_name(state: &StateDir, name: &GuestName) -> Result<GuestClaim> {
     let guest = state.guest(name);
-    if let Some(host) = arrives_from(state, &guest) {
-        bail!("{name} is arriving on this host from {host}: `lighter cancel {name}` cancels that");
-    }
-    guest.claim()
+    guest.claim().map_err(|error| match arrives_from(state, &guest) {
+        Some(host) => anyhow!(
+            "{name} is arriving on this host from {host}: `lighter cancel {name}` cancels that"
+        ),
+        None => error,
+    })
 }
 
 /// Returns the host from which the live process of `guest` receives its guest.

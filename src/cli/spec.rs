@@ -65,9 +65,8 @@ pub(crate) struct GuestSpec {
     /// file with a PVH entry, such as EDK2's build for Cloud Hypervisor (CLOUDHV.fd). It implies
     /// `--machine pci`, and needs something to boot from, as a rule a disk. A guest that has moved
     /// reboots only if the file was at the same path, with the same content, on that host when it
-    /// arrived [default, with a disk and without --kernel:
-    /// /usr/local/share/lighter/CLOUDHV.fd, or that of a package,
-    /// /usr/share/cloud-hypervisor/CLOUDHV_EFI.fd].
+    /// arrived [default, with a disk and without --kernel: /usr/local/share/lighter/CLOUDHV.fd, or
+    /// that of a package, /usr/share/cloud-hypervisor/CLOUDHV_EFI.fd].
     #[arg(long, value_name = "FILE", conflicts_with = "template")]
     pub(crate) firmware: Option<PathBuf>,
 

@@ -51,7 +51,7 @@ impl Plan {
         let mut shape = shape(spec).with_context(cannot)?;
         shape.devices = devices(spec).with_context(cannot)?;
         shape.devices.extend(seed(spec, &name).with_context(cannot)?.map(DeviceConfig::Seed));
-        let boot = boot(spec, FIRMWARE_PLACES.map(Path::new)).with_context(cannot)?;
+        let boot = boot(spec, &FIRMWARE_PLACES).with_context(cannot)?;
         let on_reboot = match (spec.on_reboot, &boot) {
             (Some(OnRebootArg::Restart), _) => OnReboot::Restart,
             (Some(OnRebootArg::Stop), _) => OnReboot::Stop,
@@ -74,7 +74,7 @@ pub(super) fn check(spec: &GuestSpec, name: &GuestName) -> Result<()> {
     if spec.template.is_none() {
         shape(spec)?;
         seed(spec, name)?;
-        boot(spec, FIRMWARE_PLACES.map(Path::new))?;
+        boot(spec, &FIRMWARE_PLACES)?;
     }
     spec.disk.iter().try_for_each(|disk| expect_disk(&disk.path))
 }
@@ -93,7 +93,7 @@ pub(super) fn expect_disk(path: &Path) -> Result<()> {
 }
 
 /// What the guest boots. Firmware that is not named is the first of `firmware_places`.
-fn boot(spec: &GuestSpec, firmware_places: [&Path; 2]) -> Result<BootSource> {
+fn boot(spec: &GuestSpec, firmware_places: &[&str]) -> Result<BootSource> {
     Ok(match (&spec.kernel, &spec.firmware) {
         (Some(kernel), _) => BootSource::Kernel(kernel_source(spec, kernel)?),
         (None, Some(firmware)) => BootSource::Firmware(find("firmware", firmware)?),
@@ -108,10 +108,10 @@ fn boot(spec: &GuestSpec, firmware_places: [&Path; 2]) -> Result<BootSource> {
 ///
 /// # Errors
 /// If none is.
-fn first_firmware(places: [&Path; 2]) -> Result<PathBuf> {
-    let found = places.into_iter().find(|place| place.is_file());
-    found.map(Path::to_owned).with_context(|| {
-        let places = places.map(|place| place.display().to_string()).join(" or ");
+fn first_firmware(places: &[&str]) -> Result<PathBuf> {
+    let found = places.iter().map(PathBuf::from).find(|place| place.is_file());
+    found.with_context(|| {
+        let places = places.join(" or ");
         format!(
             "it would boot from its disk by firmware, and this host has none at {places}: lighter's \
              script build-firmware makes it, --firmware FILE names another, --kernel FILE a kernel"
@@ -268,7 +268,6 @@ fn pattern(spec: &GuestSpec) -> Pattern {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-
     use vmm_core::MachineKind;
 
     use super::*;
@@ -300,9 +299,9 @@ mod tests {
     fn a_guest_with_a_disk_boots_by_the_first_firmware_that_is_there() {
         let folder = tempfile::tempdir().unwrap();
         let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
-        let places = [first.as_path(), second.as_path()];
+        let places = [&first, &second].map(|path| path.to_str().unwrap());
         let with_disk = spec(&["--disk", "/d.qcow2", "--net", "bridge=br0", "--hostname", "h"]);
-        let boots = || match boot(&with_disk, places)? {
+        let boots = || match boot(&with_disk, &places)? {
             BootSource::Firmware(file) => Ok(file),
             other => bail!("{other:?}"),
         };

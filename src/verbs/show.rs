@@ -179,13 +179,14 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
         lines.push(("UUID", info.uuid.to_string()));
         lines.push(("State", format!("{}{detail}", info.state.as_str())));
         let kind = match info.kind {
-            // It is read from memory, which has not arrived yet.
-            _ if info.state == GuestState::Incoming => None,
-            GuestKind::Workload => Some("built-in workload"),
-            GuestKind::Linux => Some("Linux kernel"),
-            GuestKind::Firmware => Some("firmware"),
+            GuestKind::Workload => "built-in workload",
+            GuestKind::Linux => "Linux kernel",
+            GuestKind::Firmware => "firmware",
         };
-        lines.extend(kind.map(|kind| ("Kind", kind.to_owned())));
+        // It is read from memory, which has not arrived yet then.
+        if info.state != GuestState::Incoming {
+            lines.push(("Kind", kind.to_owned()));
+        }
         lines.push(("VCPUs", info.vcpus.to_string()));
         lines.extend(info.machine.map(|machine| ("Machine", machine.to_string())));
         lines.extend(info.cpu_model.iter().map(|model| ("CPU", model.clone())));

@@ -34,19 +34,7 @@ impl GuestSpec {
         self.check_workload()?;
         self.check_firmware()?;
         self.check_seed()?;
-        let of_systems = [
-            ("machine", self.machine.is_some()),
-            ("nested", self.nested.is_some()),
-            ("seed", self.seed.is_some()),
-            ("ssh-key", !self.ssh_key.is_empty()),
-            ("hostname", self.hostname.is_some()),
-            ("password-file", self.password_file.is_some()),
-            ("net", !self.net.is_empty()),
-            ("device", !self.device.is_empty()),
-            ("rng", self.rng),
-            ("balloon", self.balloon.is_some()),
-            ("vsock", self.vsock.is_some()),
-        ];
+        let of_systems = self.system_options();
         let of_the_workload = self.workload_options();
         let (stray, what) = match self.has_system() {
             false => (
@@ -112,6 +100,23 @@ impl GuestSpec {
             }
         }
         Ok(())
+    }
+
+    /// The options of a guest with a system of its own, and whether each is given.
+    fn system_options(&self) -> [(&'static str, bool); 11] {
+        [
+            ("machine", self.machine.is_some()),
+            ("nested", self.nested.is_some()),
+            ("seed", self.seed.is_some()),
+            ("ssh-key", !self.ssh_key.is_empty()),
+            ("hostname", self.hostname.is_some()),
+            ("password-file", self.password_file.is_some()),
+            ("net", !self.net.is_empty()),
+            ("device", !self.device.is_empty()),
+            ("rng", self.rng),
+            ("balloon", self.balloon.is_some()),
+            ("vsock", self.vsock.is_some()),
+        ]
     }
 
     /// The options of the workload, and whether each is given.
@@ -218,22 +223,12 @@ impl GuestSpec {
             ("kernel", self.kernel.is_some()),
             ("firmware", self.firmware.is_some()),
             ("acpi", self.acpi.is_some()),
-            ("machine", self.machine.is_some()),
             ("on-reboot", self.on_reboot.is_some()),
-            ("seed", self.seed.is_some()),
-            ("ssh-key", !self.ssh_key.is_empty()),
-            ("hostname", self.hostname.is_some()),
-            ("password-file", self.password_file.is_some()),
-            ("net", !self.net.is_empty()),
-            ("device", !self.device.is_empty()),
-            ("vsock", self.vsock.is_some()),
-            ("rng", self.rng),
-            ("balloon", self.balloon.is_some()),
             ("cpu", self.cpu.is_some()),
-            ("nested", self.nested.is_some()),
             ("prealloc", self.prealloc),
         ];
-        let mut keys = of_templates.into_iter().chain(self.workload_options());
+        let of_guests = self.system_options().into_iter().chain(self.workload_options());
+        let mut keys = of_templates.into_iter().chain(of_guests);
         let stray = keys.find(|(_, is_there)| *is_there && self.template.is_some());
         stray.map_or(Ok(()), |(key, _)| {
             Err(Fault::of(key, "not allowed with `template`, which determines it"))
