@@ -133,11 +133,12 @@ fn its_clone_draws_others(guest: &StockGuest, host: Host<'_>) {
     host.lighter("destroy copy").ok();
 }
 
-/// A driver of the guest's own for its drive, which has that read its first command where the guest
-/// has no memory: at 8 GiB.
-const READ_NOWHERE: &str = r#"
+/// A driver of the guest's own for its drive, which has that read a command and then write what
+/// came of one where the guest has no memory: at 8 GiB.
+const REACH_OUT: &str = r#"
 import ctypes, mmap, os, time
 
+NOWHERE = 8 << 30
 device = os.path.realpath("/sys/class/nvme/nvme0/device")
 address = os.path.basename(device)
 
@@ -154,24 +155,40 @@ register = lambda at: ctypes.c_uint32.from_buffer(registers, at)
 def await_status(mask, bits):
     while register(0x1c).value & mask != bits: time.sleep(0.01)
 
-register(0x14).value = 0
-await_status(1, 0)
-for at, value in (0x24, 0x1f001f), (0x28, 0), (0x2c, 2), (0x30, 0), (0x34, 2), (0x14, 0x460001):
-    register(at).value = value
-await_status(1, 1)
-register(0x1000).value = 1
-await_status(2, 2)
+def fail(commands, completions):
+    register(0x14).value = 0
+    await_status(1, 0)
+    queues = (0x24, 0x1f001f), (0x28, commands), (0x30, completions)
+    for at, value in queues:
+        register(at).value, register(at + 4).value = value & 0xffffffff, value >> 32
+    register(0x14).value = 0x460001
+    await_status(1, 1)
+    register(0x1000).value = 1
+    await_status(2, 2)
+
+page = mmap.mmap(-1, 4096)
+page.write(bytes(4096))
+place = ctypes.addressof(ctypes.c_char.from_buffer(page))
+assert ctypes.CDLL(None).mlock(ctypes.c_void_p(place), 4096) == 0
+with open("/proc/self/pagemap", "rb", buffering=0) as frames:
+    frames.seek(place // 4096 * 8)
+    commands = (int.from_bytes(frames.read(8), "little") & (1 << 55) - 1) << 12
+assert commands
+
+fail(NOWHERE, NOWHERE)
+fail(commands, NOWHERE)
 write("/sys/bus/pci/drivers/nvme/bind", address)
 "#;
-/// What the host's IOMMU says of that.
-const REFUSED: &str = "DMA Read.*08\\.0.* fault addr 0x200000000";
 
-/// Checks that the guest reaches no memory but its own by its drive, and can use that afterwards.
+/// Checks that the guest reaches no memory but its own by its drive, as the host's IOMMU says, and
+/// can use that afterwards.
 #[track_caller]
-fn reads_nothing_of_the_host(guest: &StockGuest, host: Host<'_>) {
-    guest.sh(host, &format!("cat > /root/read.py << 'END'{READ_NOWHERE}END")).ok();
-    guest.sh(host, "timeout 300 python3 /root/read.py").ok();
-    host.sh(&format!("dmesg | grep '{REFUSED}'")).ok();
+fn reaches_nothing_of_the_host(guest: &StockGuest, host: Host<'_>) {
+    guest.sh(host, &format!("cat > /root/reach.py << 'END'{REACH_OUT}END")).ok();
+    guest.sh(host, "timeout 300 python3 /root/reach.py").ok();
+    for access in ["Read", "Write"] {
+        host.sh(&format!("dmesg | grep 'DMA {access}.*08\\.0.* fault addr 0x200000000'")).ok();
+    }
     has_drive(guest, host);
 }
 
@@ -226,7 +243,7 @@ fn a_cloud_image_of_ubuntu_has_a_device_of_its_host_moves_without_it_and_boots_a
     has_drive(&guest, here);
     a_disk_comes_and_goes(&guest, here);
     has_no_complaints(&guest, here);
-    reads_nothing_of_the_host(&guest, here);
+    reaches_nothing_of_the_host(&guest, here);
 
     // The firmware finds the drive again, and boots from the disk.
     let before = boot_id(&guest, here);
