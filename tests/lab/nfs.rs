@@ -13,7 +13,8 @@ pub(crate) const SHARED: &str = "/var/lib/disks/nfs";
 const SERVE: &str = "set -e; rm -rf /srv/nfs; mkdir -p /srv/nfs; modprobe nfsd
 mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd
 echo '/srv/nfs *(rw,sync,no_root_squash,no_subtree_check,fsid=0)' > /etc/exports
-rpc.nfsd --no-nfs-version 3 2; echo Y > /proc/fs/nfsd/v4_end_grace
+rpc.nfsd --no-nfs-version 3 2
+grep -q Y /proc/fs/nfsd/v4_end_grace || echo Y > /proc/fs/nfsd/v4_end_grace
 exportfs -ra; pgrep -x rpc.mountd || rpc.mountd --no-nfs-version 3";
 
 /// Lets the first host serve [`SHARED`], and mounts it on both.
