@@ -25,10 +25,10 @@ struct Task {
 }
 
 const TASKS: [Task; 4] = [
-    Task { letter: b'S', name: "64 MiB read in a row, MB/s" },
-    Task { letter: b'T', name: "64 MiB written in a row, MB/s" },
-    Task { letter: b'R', name: "4 KiB reads at random places, 1/s" },
-    Task { letter: b'W', name: "4 KiB writes at random places, 1/s" },
+    Task { letter: b'S', name: "64 MiB sequential read, MB/s" },
+    Task { letter: b'T', name: "64 MiB sequential write, MB/s" },
+    Task { letter: b'R', name: "random 4 KiB reads, 1/s" },
+    Task { letter: b'W', name: "random 4 KiB writes, 1/s" },
 ];
 
 /// The result of a measurement.

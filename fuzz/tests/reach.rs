@@ -72,17 +72,17 @@ fn every_device_answers_requests() {
     let net = |script: Net| answered(driver::run(driver::network(), &script));
     let vsock = |script: Vsock| answered(driver::run(driver::sockets(), &script));
     let seed = |script: Script<DiskRequest>| answered(driver::run(alone(&driver::seed()), &script));
-    let image_on_another = |damaged: Damaged| match damaged.has_backing_file() {
-        true => answered(driver::image(&damaged)),
-        false => 0,
-    };
+    let image = |damaged: &Damaged| answered(driver::image(damaged));
+    let on_raw = |damaged: Damaged| if damaged.is_on_raw_file() { image(&damaged) } else { 0 };
+    let on_image = |damaged: Damaged| if damaged.is_on_image() { image(&damaged) } else { 0 };
     for (device, count) in [
         ("rng", reached(rng)),
         ("balloon", reached(balloon)),
         ("disk", reached(disk)),
         ("seed", reached(seed)),
-        ("image", reached(|damaged: Damaged| answered(driver::image(&damaged)))),
-        ("image on another file", reached(image_on_another)),
+        ("image", reached(|damaged: Damaged| image(&damaged))),
+        ("image on a raw file", reached(on_raw)),
+        ("image on another image", reached(on_image)),
         ("net", reached(net)),
         ("vsock", reached(vsock)),
     ] {

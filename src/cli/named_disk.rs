@@ -14,6 +14,10 @@ pub(crate) enum NamedDisk {
 }
 
 impl NamedDisk {
+    /// Reads `vda` to `vdz`, or a path.
+    ///
+    /// # Errors
+    /// If it can be no path.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let number = match text.as_bytes() {
             [b'v', b'd', letter @ b'a'..=b'z'] => Some(usize::from(letter - b'a')),

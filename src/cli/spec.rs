@@ -65,8 +65,7 @@ pub(crate) struct GuestSpec {
     /// file with a PVH entry, such as EDK2's build for Cloud Hypervisor (CLOUDHV.fd). It implies
     /// `--machine pci`, and needs something to boot from, as a rule a disk. A guest that has moved
     /// reboots only if the file was at the same path, with the same content, on that host when it
-    /// arrived [default, with a disk and without --kernel: /usr/local/share/lighter/CLOUDHV.fd, or
-    /// that of a package, /usr/share/cloud-hypervisor/CLOUDHV_EFI.fd].
+    /// arrived [default, with a disk and without --kernel: /usr/local/share/lighter/CLOUDHV.fd].
     #[arg(long, value_name = "FILE", conflicts_with = "template")]
     pub(crate) firmware: Option<PathBuf>,
 
@@ -103,7 +102,7 @@ pub(crate) struct GuestSpec {
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) machine: Option<MachineKind>,
 
-    /// What to do when the guest resets itself [default: restart a kernel, stop the workload].
+    /// What to do when the guest resets itself [default: stop the workload, restart others].
     #[arg(long, value_enum, value_name = "ACTION")]
     pub(crate) on_reboot: Option<OnRebootArg>,
 
@@ -112,7 +111,8 @@ pub(crate) struct GuestSpec {
     pub(crate) restart: Option<RestartArg>,
 
     /// Disk for the guest, a raw file, a qcow2 image (NAME.qcow2) or a block device: /dev/vda
-    /// first. Give it more than once for more disks. ro: the guest only reads it, the default of
+    /// first. Without --kernel, firmware boots the guest from its disks. Give it more than once for
+    /// more disks. ro: the guest only reads it, the default of
     /// an installation image (NAME.iso); serial=TEXT: what it sees as serial number; queues=N:
     /// request queues [default: one for each vCPU, 8 at most]; cache=writeback|none: with `none`, a
     /// raw disk bypasses the host's page cache (O_DIRECT); engine=auto|io_uring|sync. It is locked

@@ -22,10 +22,8 @@ use crate::names::GuestName;
 use crate::output;
 use crate::units::{MIB, PAGE_BYTES, Size};
 
-/// Searched, in this order, when no firmware is named: what `build-firmware` makes, and what the
-/// package `edk2-cloud-hypervisor` has.
-const FIRMWARE_PLACES: [&str; 2] =
-    ["/usr/local/share/lighter/CLOUDHV.fd", "/usr/share/cloud-hypervisor/CLOUDHV_EFI.fd"];
+/// What boots a guest's disk when no firmware is named: what `build-firmware` makes.
+const FIRMWARE: &str = "/usr/local/share/lighter/CLOUDHV.fd";
 
 /// A guest that is about to start.
 #[derive(Debug)]
@@ -51,7 +49,7 @@ impl Plan {
         let mut shape = shape(spec).with_context(cannot)?;
         shape.devices = devices(spec).with_context(cannot)?;
         shape.devices.extend(seed(spec, &name).with_context(cannot)?.map(DeviceConfig::Seed));
-        let boot = boot(spec, &FIRMWARE_PLACES).with_context(cannot)?;
+        let boot = boot(spec, Path::new(FIRMWARE)).with_context(cannot)?;
         let on_reboot = match (spec.on_reboot, &boot) {
             (Some(OnRebootArg::Restart), _) => OnReboot::Restart,
             (Some(OnRebootArg::Stop), _) => OnReboot::Stop,
@@ -74,7 +72,7 @@ pub(super) fn check(spec: &GuestSpec, name: &GuestName) -> Result<()> {
     if spec.template.is_none() {
         shape(spec)?;
         seed(spec, name)?;
-        boot(spec, &FIRMWARE_PLACES)?;
+        boot(spec, Path::new(FIRMWARE))?;
     }
     spec.disk.iter().try_for_each(|disk| expect_disk(&disk.path))
 }
@@ -92,31 +90,31 @@ pub(super) fn expect_disk(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the guest boots. Firmware that is not named is the first of `firmware_places`.
-fn boot(spec: &GuestSpec, firmware_places: &[&str]) -> Result<BootSource> {
+/// What the guest boots. Firmware that is not named is at `firmware`.
+fn boot(spec: &GuestSpec, firmware: &Path) -> Result<BootSource> {
     Ok(match (&spec.kernel, &spec.firmware) {
         (Some(kernel), _) => BootSource::Kernel(kernel_source(spec, kernel)?),
         (None, Some(firmware)) => BootSource::Firmware(find("firmware", firmware)?),
         (None, None) if spec.boots_by_firmware() => {
-            BootSource::Firmware(first_firmware(firmware_places)?)
+            BootSource::Firmware(firmware_of_host(firmware)?)
         }
         (None, None) => BootSource::Workload(workload(spec)),
     })
 }
 
-/// The first of these files that is there.
+/// Returns the firmware at `place`.
 ///
 /// # Errors
-/// If none is.
-fn first_firmware(places: &[&str]) -> Result<PathBuf> {
-    let found = places.iter().map(PathBuf::from).find(|place| place.is_file());
-    found.with_context(|| {
-        let places = places.join(" or ");
-        format!(
-            "it would boot from its disk by firmware, and this host has none at {places}: lighter's \
-             script build-firmware makes it, --firmware FILE names another, --kernel FILE a kernel"
-        )
-    })
+/// If there is none.
+fn firmware_of_host(place: &Path) -> Result<PathBuf> {
+    if !place.is_file() {
+        bail!(
+            "this host has no firmware to boot its disk, {}: build it with lighter's script build-firmware \
+             (in /usr/share/lighter or /usr/local/share/lighter), or give a `firmware` or a `kernel`",
+            place.display()
+        );
+    }
+    Ok(place.to_path_buf())
 }
 
 /// The machine without its devices.
@@ -296,21 +294,17 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_with_a_disk_boots_by_the_first_firmware_that_is_there() {
+    fn a_guest_with_a_disk_boots_by_the_firmware_of_its_host() {
+        let script = include_str!("../../packaging/build-firmware");
+        assert!(script.contains(&format!("file=${{1:-{FIRMWARE}}}")));
         let folder = tempfile::tempdir().unwrap();
-        let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
-        let places = [&first, &second].map(|path| path.to_str().unwrap());
+        let place = folder.path().join("CLOUDHV.fd");
         let with_disk = spec(&["--disk", "/d.qcow2", "--net", "bridge=br0", "--hostname", "h"]);
-        let boots = || match boot(&with_disk, &places)? {
-            BootSource::Firmware(file) => Ok(file),
-            other => bail!("{other:?}"),
-        };
-        let error = boots().unwrap_err().to_string();
-        assert!(error.contains("build-firmware") && error.contains("first or"), "{error}");
-        std::fs::write(&second, []).unwrap();
-        assert_eq!(boots().unwrap(), second);
-        std::fs::write(&first, []).unwrap();
-        assert_eq!(boots().unwrap(), first);
+        let error = boot(&with_disk, &place).unwrap_err().to_string();
+        assert!(error.contains("build-firmware") && error.contains("CLOUDHV.fd"), "{error}");
+        std::fs::write(&place, []).unwrap();
+        let found = boot(&with_disk, &place).unwrap();
+        assert!(matches!(&found, BootSource::Firmware(file) if *file == place), "{found:?}");
 
         assert_eq!(with_disk.machine(), MachineKind::Pci);
         with_disk.check().unwrap();

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use vmm_core::virtio::block::{SEED_BYTES_MAX, SeedConfig};
 
+use crate::cli::seed::is_host_name;
 use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
 
@@ -48,6 +49,10 @@ pub(super) fn seed(spec: &GuestSpec, name: &GuestName) -> Result<Option<SeedConf
 /// host name is another one. No digest of the documents: every user in the guest can read it.
 fn meta_data(spec: &GuestSpec, name: &GuestName) -> Result<Vec<u8>> {
     let host_name = spec.hostname.as_deref().unwrap_or(name.as_str());
+    ensure!(
+        is_host_name(host_name),
+        "the guest's name {name} can be no host name: give a `hostname`"
+    );
     let mut keys = Vec::new();
     for file in &spec.ssh_key {
         keys.extend(public_keys(file)?);

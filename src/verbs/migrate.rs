@@ -330,7 +330,11 @@ async fn copy_disks(client: &ApiClient, args: &MigrateArgs) -> Result<CopyDisks>
         copied.only.insert(path_of(client, &args.name, disk).await?);
     }
     for (here, there) in &args.disk_path {
-        copied.paths.insert(path_of(client, &args.name, here).await?, there.clone());
+        let here = path_of(client, &args.name, here).await?;
+        if let Some(other) = copied.paths.insert(here.clone(), there.clone()) {
+            let (here, other, there) = (here.display(), other.display(), there.display());
+            bail!("--disk-path has two places for {here}: {other} and {there}");
+        }
     }
     Ok(copied)
 }

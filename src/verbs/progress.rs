@@ -49,7 +49,12 @@ pub(crate) enum ProgressView {
 impl ProgressView {
     /// Returns the view that fits the output and stderr.
     pub(crate) fn new(output: Output) -> Self {
-        Self::fitting(output, std::io::stderr().is_terminal())
+        let on_terminal = std::io::stderr().is_terminal();
+        match std::env::var_os("TERM") {
+            // It cannot update a line in place.
+            Some(kind) if on_terminal && kind == "dumb" => Self::Lines { last: None },
+            _ => Self::fitting(output, on_terminal),
+        }
     }
 
     fn fitting(output: Output, on_terminal: bool) -> Self {

@@ -79,9 +79,12 @@ pub(crate) async fn path_of(
         NamedDisk::Number(number) => *number,
     };
     let guest: GuestInfo = client.get("/v1/guest").await?;
-    let count = guest.disks.len();
     let disk = guest.disks.into_iter().nth(number);
-    Ok(disk.with_context(|| format!("{name} has no disk {}, but {count}", number + 1))?.path)
+    let missing = || {
+        let letter = char::from(b'a' + number as u8);
+        format!("{name} has no disk vd{letter}: `lighter show {name}` lists its disks")
+    };
+    Ok(disk.with_context(missing)?.path)
 }
 
 /// Returns the state of the guest that `client` reaches, if it answers.

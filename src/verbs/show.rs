@@ -183,7 +183,7 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
             GuestKind::Linux => "Linux kernel",
             GuestKind::Firmware => "firmware",
         };
-        // It is read from memory, which has not arrived yet then.
+        // The kind is read from the guest's memory, which has not arrived.
         if info.state != GuestState::Incoming {
             lines.push(("Kind", kind.to_owned()));
         }

@@ -24,7 +24,7 @@ pub(crate) fn figures(
     let mut lines = vec![("Total time", seconds(report.total_seconds))];
     lines.extend(pauses(report, stall_seconds));
     if let Some(parts) = &report.standstill {
-        lines.push(("Spent on", standstill(parts)));
+        lines.push(("Spent on", standstill(parts) + &handed_over(report)));
     }
     lines.extend(report.estimate.as_ref().map(|estimate| ("Estimated", estimated(estimate))));
     lines.push(("Rounds", report.rounds_total.to_string()));
@@ -220,6 +220,12 @@ fn standstill(parts: &Standstill) -> String {
     text
 }
 
+/// Formats the part of the downtime after everything was sent.
+fn handed_over(report: &Report) -> String {
+    let commit = report.phases.iter().find(|time| time.phase == Phase::Commit);
+    commit.map_or_else(String::new, |time| format!(", {} to hand it over", seconds(time.seconds)))
+}
+
 /// Formats the downtime of a guest that stays, and its parts.
 fn stood(report: &Report) -> String {
     let Some((downtime, parts)) = report.downtime_seconds.zip(report.standstill.as_ref()) else {
@@ -233,8 +239,9 @@ fn stood(report: &Report) -> String {
 pub(super) fn stays(report: &Report, here: Option<GuestState>) -> &str {
     let as_before = match here {
         Some(GuestState::Paused) => "the guest stays paused here",
-        Some(_) => "the guest keeps running here",
-        None => "the guest stays here",
+        Some(GuestState::Running | GuestState::Migrating) => "the guest keeps running here",
+        Some(GuestState::Ended) => "the guest has ended since",
+        Some(GuestState::Incoming | GuestState::InDoubt) | None => "the guest stays here",
     };
     report.way_out.as_deref().unwrap_or(as_before)
 }
@@ -406,6 +413,7 @@ pub(super) mod tests {
             }),
             disk_bytes: 1 << 30,
             transfer,
+            phases: vec![PhaseTime { phase: Phase::Commit, seconds: 0.0042 }],
             ..report(Outcome::Migrated, None)
         };
         golden::matches("migrated.txt", &figures(&report, Some(0.0291), Some(golden::COLUMNS)));

@@ -66,7 +66,7 @@ fn a_disk_that_has_grown_moves_with_its_guest() {
         host.run(&[&["blockresize", GUEST], arguments].concat())
     };
     resize(&place.pair.a, &[&disk, "1M"]).complains(Exit::Failed, &["disk.raw", "shrink"]);
-    resize(&place.pair.a, &["vdb", "1G"]).complains(Exit::Failed, &["db has no disk 2, but 1"]);
+    resize(&place.pair.a, &["vdb", "1G"]).complains(Exit::Failed, &["db has no disk vdb"]);
     resize(&place.pair.a, &[&disk]).complains(Exit::Failed, &["disk.raw", "give the new size"]);
     resize(&place.pair.a, &["/no/disk", "1G"])
         .complains(Exit::Failed, &["/no/disk", "lighter show"]);

@@ -109,6 +109,11 @@ fn guests_outlive_the_packages_node_its_upgrade_and_its_removal() {
     for file in FILES {
         here.sh(&format!("test -s {file}")).ok();
     }
+    let refused = here.sh("/usr/share/lighter/build-firmware /etc/hostname");
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("/etc/hostname exists"),
+        "{refused:?}"
+    );
     let maintainer = here.sh("dpkg-query -W -f '${Maintainer}' lighter").ok();
     assert_eq!(maintainer, "A. Packager <packager@example.org>");
     [here, there].into_iter().for_each(push_kernel);

@@ -165,7 +165,7 @@ fn what_a_guest_has_flushed_outlasts_a_power_cut() {
     is_repaired_and_has(here, image, written);
 }
 
-/// Makes an image as distributions have them for clouds: a GPT, with a system partition from which
+/// Makes a cloud image as distributions do: a GPT, with a system partition from which
 /// firmware boots and the root file system.
 const MAKE: &str = "set -e; cd /srv/nfs; cp --sparse=always /boot/efi.raw cloud.raw
 truncate -s $(($(stat -c %s cloud.raw) + $(blockdev --getsize64 /dev/vdb) + (1 << 20))) cloud.raw

@@ -63,9 +63,14 @@ enum Value {
 }
 
 impl Damaged {
-    /// Whether it is based on another file.
-    pub fn has_backing_file(&self) -> bool {
-        matches!(self.backing, Backing::Raw | Backing::Image)
+    /// Whether it is based on a raw file.
+    pub fn is_on_raw_file(&self) -> bool {
+        matches!(self.backing, Backing::Raw)
+    }
+
+    /// Whether it is based on another image.
+    pub fn is_on_image(&self) -> bool {
+        matches!(self.backing, Backing::Image)
     }
 }
 

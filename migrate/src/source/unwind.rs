@@ -213,7 +213,7 @@ impl Source {
         }
         if self.state.is_uncommitted() {
             self.link.down();
-            let detail = self.beside_other_links(detail);
+            let detail = self.with_hint_of_via(detail);
             return self.abort(Failure::ConnectionLost { detail });
         }
         let error = self.error(Failure::ConnectionLost { detail });
@@ -245,13 +245,13 @@ impl Source {
         }
     }
 
-    /// Adds what would have carried on the migration if an address of the destination is lost.
-    fn beside_other_links(&self, detail: PeerText) -> PeerText {
+    /// Adds how a migration outlasts the loss of an address of the destination.
+    fn with_hint_of_via(&self, detail: PeerText) -> PeerText {
         if self.config.has_links || self.notes.phase() == Phase::Connect {
             return detail;
         }
         PeerText::new(&format!(
-            "{detail}; if only this address was lost, --via with several would have gone on over the others"
+            "{detail} (with --via and several addresses, it goes on over those that are left)"
         ))
     }
 

@@ -187,7 +187,7 @@ impl GuestSpec {
         if self.boots_by_firmware() && self.machine == Some(MachineKind::Mmio) {
             return Err(Fault::of(
                 "machine",
-                "a guest that boots by `firmware`, as one with a disk and without a `kernel` does, needs the machine `pci`",
+                "`firmware` boots a disk without a `kernel`, and needs the machine `pci`",
             ));
         }
         Ok(())
@@ -208,7 +208,8 @@ impl GuestSpec {
             });
         }
         let name = self.hostname.as_deref().or(self.name.as_ref().map(GuestName::as_str));
-        if self.has_seed() && !name.is_some_and(is_host_name) {
+        // A name that lighter makes can be one.
+        if self.has_seed() && !name.is_none_or(is_host_name) {
             let what = "a guest with a seed needs a `hostname`, or a `name` that can be one";
             return Err(Fault::of("hostname", what));
         }

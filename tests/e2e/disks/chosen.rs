@@ -36,11 +36,14 @@ fn one_disk_is_copied_and_the_other_is_shared() {
     let path = format!("{own_path}={}", copy.display());
     let go = |more: &[&str]| Migration::start(&pair.a, GUEST, &pair.b, more).finish();
     go(&["--copy-disk", "/no/disk"]).done.complains(Exit::Failed, &["has no disk /no/disk"]);
-    go(&["--copy-disk", "vdc"]).done.complains(Exit::Failed, &["db has no disk 3, but 2"]);
+    go(&["--copy-disk", "vdc"]).done.complains(Exit::Failed, &["db has no disk vdc"]);
     go(&["--copy-disk", &shared_path, "--disk-path", &path])
         .done
         .complains(Exit::Failed, &["own.raw is not copied"]);
     let by_name = format!("vda={}", copy.display());
+    go(&["--copy-disks", "--disk-path", &path, "--disk-path", &by_name])
+        .done
+        .complains(Exit::Failed, &["two places for", "own.raw"]);
     let report = go(&["--copy-disk", "vda", "--disk-path", &by_name]).ok();
     assert_eq!(report["disk_bytes"], 8192, "only one of them: {report:#}");
     pair.b.guest(GUEST).await_state("running");

@@ -20,8 +20,8 @@ const SMALL_COUNT: u64 = 1000;
 /// |---|---|
 /// | `R` | reads 4 KiB at random places |
 /// | `W` | writes 4 KiB at random places |
-/// | `S` | reads 64 MiB in a row |
-/// | `T` | writes 64 MiB in a row |
+/// | `S` | reads 64 MiB sequentially |
+/// | `T` | writes 64 MiB sequentially |
 pub fn measure(letter: u8, hz: u64) {
     let opened = File::open_past_cache(c"/dev/vda");
     let (Ok(file), Ok(buffer)) = (opened, linux::allocate(LARGE_BYTES)) else {

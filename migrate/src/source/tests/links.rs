@@ -38,7 +38,7 @@ fn a_connection_that_is_lost_names_what_goes_on_without_it() {
     for (has_links, expected) in [
         (
             false,
-            "timed out; if only this address was lost, --via with several would have gone on over the others",
+            "timed out (with --via and several addresses, it goes on over those that are left)",
         ),
         (true, "timed out"),
     ] {
