@@ -36,6 +36,7 @@ mod node;
 mod other_host;
 mod output;
 mod resource_limits;
+mod saved_disks;
 mod scope;
 mod scrollback;
 mod shared_disks;

@@ -17,6 +17,7 @@ use crate::cli::devices::{
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
+use crate::saved_disks;
 use crate::shared_disks::{self, TakenOver};
 use crate::state_dir::StateDir;
 use crate::verbs::hot_plug::{ATTACH_PATIENCE, attach, detach};
@@ -58,6 +59,7 @@ fn expect_owned(state: &StateDir, name: &GuestName, disk: &BlockConfig) -> Resul
     let mut below = with_disks_below(disk.path()).into_iter();
     below.try_for_each(|disk| departed.expect_here(name, &disk))?;
     let written = (disk.access() == Access::ReadWrite).then_some(disk.path());
+    saved_disks::expect_unneeded(state, written.as_slice(), |_| false)?;
     shared_disks::expect_free(state, written.into_iter(), None)
 }
 

@@ -19,6 +19,7 @@ mod arriving;
 mod attaching;
 mod background;
 mod balloon;
+mod before_start;
 mod console;
 mod control;
 mod devices;

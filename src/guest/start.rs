@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use vmm_core::{DirtyLog, VmOptions};
 
 use super::api::{readonly_router, router};
 use super::arriving::{self, Arrival, ArrivalMeans};
+use super::before_start::BeforeStart;
 use super::console::Console;
 use super::control::ProcessControl;
 use super::ending::Ending;
@@ -39,11 +39,12 @@ use crate::cli::spec::SwitchArg;
 use crate::confinement::{self, ArrivingDisks, Files, Means};
 use crate::definitions::Document;
 use crate::departures::DepartedDisks;
+use crate::ended::Ended;
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::other_host::{Occasion, OtherHost};
 use crate::output;
-use crate::shared_disks::{self, TakenOver};
+use crate::saved_disks;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 use crate::terminal::{forward_input, is_at_terminal};
 use crate::verbs::console;
@@ -71,7 +72,9 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
     if let Some(name) = &spec.name {
         warn_of_namesake(state, name);
     }
-    let before = BeforeStart::new(state, spec.written_disks(), None)?;
+    // Of a namesake there was a warning.
+    let warned = |ended: &Ended| spec.name.as_ref() == Some(&ended.name);
+    let before = BeforeStart::new(state, spec.written_disks(), None, warned)?;
     launch(state, &spec, &args.background, (args.isolation, before))
 }
 
@@ -89,7 +92,8 @@ pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> 
         expect_here(state, &args.name, whereabouts, (args.force, &start))?;
         forced = args.force.then_some(&args.name);
     }
-    let before = BeforeStart::new(state, spec.written_disks(), forced)?;
+    let known = |ended: &Ended| ended.name == args.name;
+    let before = BeforeStart::new(state, spec.written_disks(), forced, known)?;
     launch(state, &spec, &BackgroundArgs { detach: true }, (isolation, before))
 }
 
@@ -121,50 +125,6 @@ fn expect_here(
 /// and the name of a live guest is refused anyway.
 fn is_to_be_asked_for(state: &StateDir, name: &GuestName) -> bool {
     background::name().is_none() && !state.guest(name).is_live()
-}
-
-/// What is recorded right before a guest starts, once its files and configuration have been
-/// checked: a start that fails earlier leaves everything as it was.
-#[derive(Debug, Default)]
-struct BeforeStart {
-    /// A guest that belongs to this host from now on, because the user says so.
-    claimed: Option<GuestName>,
-    /// Disks that it takes over from guests that have left.
-    taken: TakenOver,
-}
-
-impl BeforeStart {
-    /// Checks that no guest on another host may be writing `disks`. For guests called `forced`, the
-    /// user says that they run nowhere. The background process does not ask again.
-    fn new<'a>(
-        state: &StateDir,
-        disks: impl Iterator<Item = &'a Path>,
-        forced: Option<&GuestName>,
-    ) -> Result<Self> {
-        if background::name().is_some() {
-            return Ok(Self::default());
-        }
-        let taken = shared_disks::expect_free(state, disks, forced)?;
-        Ok(Self { claimed: forced.cloned(), taken })
-    }
-
-    fn is_nothing(&self) -> bool {
-        self.claimed.is_none() && self.taken.is_empty()
-    }
-
-    /// Writes the records. The claim comes first: after a crash in between, the disks are still
-    /// refused to other guests, and the user repeats the command.
-    fn record(self, state: &StateDir) -> Result<()> {
-        if let Some(name) = &self.claimed {
-            Whereabouts::claim(state, name)?;
-        }
-        if let Err(error) = self.taken.record(state) {
-            output::note(format_args!(
-                "warning: its disks are still recorded to have left with another guest: {error:#}"
-            ));
-        }
-        Ok(())
-    }
 }
 
 /// Warns if a guest of the same name is on another host, or saved. It may be a different guest, and
@@ -281,7 +241,8 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     }
     let (mut shape, saved) = saved::read(&args.file, &name)?;
     let written = shape.disks().filter(|disk| disk.access() == Access::ReadWrite);
-    let before = BeforeStart::new(state, written.map(BlockConfig::path), forced)?;
+    let continued = |ended: &Ended| ended.name == name || saved_disks::is_in(ended, &args.file);
+    let before = BeforeStart::new(state, written.map(BlockConfig::path), forced, continued)?;
     if !before.is_nothing() {
         let mut disks = shape.disks().map(BlockConfig::path);
         disks.try_for_each(plan::expect_disk).with_context(|| format!("cannot restore {name}"))?;

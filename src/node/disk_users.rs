@@ -1,23 +1,22 @@
 //! Which guests of this host write a disk, or are about to. Another host asks before it gives the
 //! disk to a guest.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use migrate::guest::RefusalKind;
 use migrate::protocol::front::{DiskUser, FrontReply, SoughtDisk};
 use migrate::text::PeerText;
 use uuid::Uuid;
-use vmm_core::snapshot;
-use vmm_core::virtio::block::{Access, BlockConfig};
 
 use super::inventory::{self, GuestAnswer, GuestView};
 use super::service::Node;
 use crate::api::types::GuestState;
 use crate::cli::spec::RestartArg;
 use crate::definitions::Definition;
-use crate::ended::{Ended, How, SAVED_TO};
+use crate::ended::Ended;
 use crate::names::GuestName;
+use crate::saved_disks::SavedGuest;
 use crate::sought_disk::may_be_at;
 use crate::state_dir::StateDir;
 use crate::whereabouts::Whereabouts;
@@ -47,9 +46,8 @@ impl Node {
                 live.iter().filter_map(|guest| live_user(state, guest, disk)).collect();
             let is_off = |name: &GuestName| !live.iter().any(|guest| guest.name == *name);
             let ended = state.ended().list().into_iter().filter_map(|record| record.end.ok());
-            let saved = ended.filter(|it| it.how == How::Saved);
             users
-                .extend(saved.filter(|it| is_off(&it.name)).filter_map(|it| saved_user(&it, disk)));
+                .extend(ended.filter(|it| is_off(&it.name)).filter_map(|it| saved_user(&it, disk)));
             let defined = state.definitions().list()?.into_iter().filter(|it| is_off(&it.name));
             users.extend(defined.filter_map(|it| defined_user(state, &it, disk)));
             users.truncate(USERS_MAX);
@@ -72,14 +70,12 @@ fn live_user(state: &StateDir, guest: &GuestAnswer, disk: &SoughtDisk) -> Option
     is_among(disk, written).then(|| user(info.uuid, &guest.name, &how))
 }
 
-/// Returns the guest that was saved, unless its file is gone or damaged: then it cannot be
-/// restored.
+/// Returns the guest if it was saved with the disk, and can be restored.
 fn saved_user(ended: &Ended, disk: &SoughtDisk) -> Option<DiskUser> {
-    let file = ended.reason.strip_prefix(SAVED_TO)?;
-    let (shape, _) = snapshot::read_guest(Path::new(file)).ok()?;
-    let written = shape.disks().filter(|its| its.access() == Access::ReadWrite);
-    let how = format!("was saved to {file}, and needs it unchanged");
-    is_among(disk, written.map(BlockConfig::path)).then(|| user(ended.uuid, &ended.name, &how))
+    let guest = SavedGuest::of(ended)?;
+    let how = format!("was saved to {}, and needs it unchanged", guest.file.display());
+    let written = guest.written.iter().map(PathBuf::as_path);
+    is_among(disk, written).then(|| user(ended.uuid, &ended.name, &how))
 }
 
 /// Returns the guest if the node starts it, at the host's next boot or because it has failed.
@@ -110,13 +106,12 @@ fn user(uuid: Uuid, name: &GuestName, how: &str) -> DiskUser {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use migrate::record::SourceState;
 
     use super::super::liveness::tests::source_record;
     use super::super::service::tests::node;
     use super::*;
+    use crate::ended::{How, SAVED_TO};
     use crate::sought_disk::describe;
 
     /// Creates a disk and a node that has the guest `web`, defined with that disk and `more`.

@@ -1,5 +1,6 @@
 //! `lighter show`: all details of one guest.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -20,7 +21,7 @@ use super::summary::{pauses, seconds};
 use crate::api::ApiClient;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{
-    BackingInfo, Confinement, DiskFormat, DiskInfo, FlowInfo, GuestKind, GuestState,
+    BackingInfo, Confinement, DiskFormat, DiskInfo, FlowInfo, GuestInfo, GuestKind, GuestState,
     HostDeviceInfo, LandlockState, NetInfo, OnReboot, SeccompState, VsockInfo, WorkloadInfo,
 };
 use crate::cli::Output;
@@ -90,6 +91,13 @@ impl Shown {
     }
 }
 
+/// Whether the guest has a disk here, with which another one of its name may have left before.
+fn has_disk(info: &GuestInfo, path: &Path) -> bool {
+    let is_here =
+        matches!(info.state, GuestState::Running | GuestState::Paused | GuestState::Migrating);
+    is_here && info.disks.iter().any(|disk| disk.path == path)
+}
+
 /// Shows one guest; a guest that does not answer is a failure.
 ///
 /// # Errors
@@ -119,6 +127,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         shown.left_disks = state.departures().left_by(&args.name);
         // A guest that does not answer is not asked for more.
         if let Some(info) = shown.listed.info() {
+            shown.left_disks.retain(|left| !has_disk(info, &left.path));
             let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();
             shown.proportional_bytes = cost.map(|cost| cost.total_bytes());
             shown.migration = client.get("/v1/guest/migration").await.ok();

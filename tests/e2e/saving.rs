@@ -117,6 +117,29 @@ fn a_guest_is_restored_on_the_disk_that_it_left_and_on_no_other() {
 }
 
 #[test]
+fn the_disk_of_a_saved_guest_is_refused_to_others_while_its_file_is_there() {
+    let pair = Pair::without_nodes();
+    let disk = guest_with_a_disk(&pair).display().to_string();
+    let file = pair.folder().join("db.lighter").display().to_string();
+    pair.a.run(&["save", "db", &file]).ok();
+    let kernel = sleeper(pair.folder()).display().to_string();
+    let made_of = ["--memory", "64M", "--kernel", &kernel];
+    let run = |name, disk: &[&str]| {
+        pair.a.run(&[&["run", "--detach", "--name", name][..], &made_of, disk].concat())
+    };
+    let words = [&*disk, "is a disk of the guest db, which was saved to", &file, "restore that"];
+    run("other", &["--disk", &disk]).complains(Exit::Failed, &words);
+    run("other", &[]).ok();
+    pair.a.run(&["attach-disk", "other", &disk]).complains(Exit::Failed, &words);
+
+    pair.a.run(&["restore", &file, "--name", "again", "--detach"]).ok();
+    pair.a.guest("again").await_state("running");
+    pair.a.run(&["destroy", "again"]).ok();
+    fs::remove_file(&file).expect("the file");
+    run("third", &["--disk", &disk]).ok();
+}
+
+#[test]
 fn the_file_of_a_guest_that_kept_running_is_refused_with_its_disk() {
     let pair = Pair::without_nodes();
     guest_with_a_disk(&pair);

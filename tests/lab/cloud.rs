@@ -165,6 +165,8 @@ def fail(commands, completions):
     register(0x14).value = 0x460001
     await_status(1, 1)
     register(0x1000).value = 1
+    # The bit of an earlier failure may still be set.
+    time.sleep(3)
     await_status(2, 2)
 
 page = mmap.mmap(-1, 4096)

@@ -4,16 +4,20 @@ use std::fs;
 use std::path::Path;
 
 use support::kernel::sleeper;
-use support::{Done, Exit, Migration, NodePlan, Pair};
+use support::{Done, Exit, Host, Migration, NodePlan, Pair};
 
 const GUEST: &str = "db";
 
 fn start(pair: &Pair, name: &str, disks: &[&Path]) -> Done {
+    start_on(&pair.a, pair, name, disks)
+}
+
+fn start_on(host: &Host, pair: &Pair, name: &str, disks: &[&Path]) -> Done {
     let kernel = sleeper(pair.folder()).display().to_string();
     let start = ["run", "--detach", "--name", name, "--memory", "64M", "--kernel", &kernel];
     let paths: Vec<_> = disks.iter().map(|disk| disk.display().to_string()).collect();
     let disks = paths.iter().flat_map(|path| ["--disk", path.as_str()]);
-    pair.a.run(&start.into_iter().chain(disks).collect::<Vec<_>>())
+    host.run(&start.into_iter().chain(disks).collect::<Vec<_>>())
 }
 
 #[test]
@@ -28,7 +32,8 @@ fn one_disk_is_copied_and_the_other_is_shared() {
     fs::write(&shared, [8; 8192]).expect("a disk");
     let folders =
         [&there, &both].map(|folder| ["--disk-dir".to_owned(), folder.display().to_string()]);
-    pair.a.start_node(&NodePlan::default());
+    let shares = vec!["--disk-dir".to_owned(), both.display().to_string()];
+    pair.a.start_node(&NodePlan { arguments: shares, ..NodePlan::default() });
     pair.b.start_node(&NodePlan { arguments: folders.concat(), ..NodePlan::default() });
     start(&pair, GUEST, &[&own, &shared]).ok();
 
@@ -54,4 +59,16 @@ fn one_disk_is_copied_and_the_other_is_shared() {
     start(&pair, "other", &[&own]).complains(Exit::Failed, &moved);
     let elsewhere = [&*shared_path, "belongs to the guest db", "has it as db (running)"];
     start(&pair, "other", &[&shared]).complains(Exit::Failed, &elsewhere);
+
+    // Another guest of its name comes with the shared disk.
+    let has_left_with_it = || {
+        let left = pair.a.run(&["show", GUEST, "--json"]).json()["left_disks"].clone();
+        let left = left.as_array().expect("disks").clone();
+        left.iter().any(|disk| disk["path"] == shared_path)
+    };
+    assert!(has_left_with_it());
+    pair.b.run(&["destroy", GUEST]).ok();
+    start_on(&pair.b, &pair, GUEST, &[&shared]).ok();
+    Migration::start(&pair.b, GUEST, &pair.a, &[]).finish().ok();
+    assert!(!has_left_with_it());
 }

@@ -1,0 +1,75 @@
+//! Disks that saved guests need unchanged: one that is written no longer fits the guest's memory in
+//! its file.
+
+use std::fs::metadata;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use regular_file::opened::is_same;
+use vmm_core::snapshot;
+use vmm_core::virtio::block::Access;
+
+use crate::ended::{Ended, How, SAVED_TO};
+use crate::state_dir::StateDir;
+
+/// A guest that was saved, and can be restored.
+#[derive(Debug)]
+pub(crate) struct SavedGuest<'a> {
+    /// Its file.
+    pub(crate) file: &'a Path,
+    /// The disks that it writes, as its file has them.
+    pub(crate) written: Vec<PathBuf>,
+}
+
+impl<'a> SavedGuest<'a> {
+    /// Returns the guest that has `ended`, if it was saved and its file is neither gone nor
+    /// damaged.
+    pub(crate) fn of(ended: &'a Ended) -> Option<Self> {
+        if ended.how != How::Saved {
+            return None;
+        }
+        let file = Path::new(ended.reason.strip_prefix(SAVED_TO)?);
+        let (shape, _) = snapshot::read_guest(file).ok()?;
+        let written = shape.disks().filter(|disk| disk.access() == Access::ReadWrite);
+        Some(Self { file, written: written.map(|disk| disk.path().to_owned()).collect() })
+    }
+}
+
+/// Refuses each of `disks`, which a guest would write, if another guest was saved with it on this
+/// host. Guests whose records are to `pass` do not count.
+///
+/// # Errors
+/// If there is such a guest; the message says how to use the disk anyway.
+pub(crate) fn expect_unneeded(
+    state: &StateDir,
+    disks: &[&Path],
+    pass: impl Fn(&Ended) -> bool,
+) -> Result<()> {
+    let ended = state.ended().list().into_iter().filter_map(|record| record.end.ok());
+    let ended: Vec<_> = ended.filter(|it| it.how == How::Saved && !pass(it)).collect();
+    if ended.is_empty() {
+        return Ok(());
+    }
+    for (name, guest) in ended.iter().filter_map(|it| Some((&it.name, SavedGuest::of(it)?))) {
+        let is_wanted = |written: &&PathBuf| disks.iter().any(|disk| is_one(disk, written));
+        if !state.guest(name).is_live()
+            && let Some(disk) = guest.written.iter().find(is_wanted)
+        {
+            let (disk, file) = (disk.display(), guest.file.display());
+            bail!(
+                "{disk} is a disk of the guest {name}, which was saved to {file} and needs it unchanged: restore that, \
+                 or remove the file to use the disk without it"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether this is the record of the guest that was saved to `file`.
+pub(crate) fn is_in(ended: &Ended, file: &Path) -> bool {
+    SavedGuest::of(ended).is_some_and(|guest| is_one(guest.file, file))
+}
+
+fn is_one(file: &Path, other: &Path) -> bool {
+    metadata(file).is_ok_and(|it| metadata(other).is_ok_and(|other| is_same(&it, &other)))
+}
