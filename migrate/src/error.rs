@@ -120,10 +120,10 @@ pub enum Failure {
     /// The peer broke the protocol.
     #[error("protocol error: {0}")]
     Protocol(ProtocolError),
-    /// Pages of memory or of disks arrived damaged or incomplete.
-    #[error("damaged data: {detail}")]
+    /// Pages of memory or of disks arrived damaged or incomplete, or cannot be written here.
+    #[error("the data that arrived cannot be used: {detail}")]
     Data {
-        /// What is wrong with the data.
+        /// Why not.
         detail: PeerText,
     },
     /// A call to the guest failed.

@@ -19,8 +19,7 @@ impl GuestDir {
         let boot = self.boot_with_guest(&process)?;
         let ended = self.state.ended();
         let mut lost = None;
-        // A record that is damaged may say that the guest was saved, or has moved.
-        if !ended.is_recorded(&self.name) {
+        if !self.has_recorded_its_end(&process) {
             let (how, reason) = self.how_it_ended(&process, &boot);
             match self.record_end(&process, how, &reason) {
                 Ok(ended) => lost = (how == How::Died).then_some((process, ended)),
@@ -35,6 +34,18 @@ impl GuestDir {
             }
         }
         lost
+    }
+
+    /// Whether it is recorded how the guest of `process` ended. The record may be that of an earlier
+    /// life, if the process was killed as the guest arrived; a damaged one may say that the guest
+    /// was saved, or has moved.
+    fn has_recorded_its_end(&self, process: &GuestIdentity) -> bool {
+        match self.state.ended().expect(&self.name) {
+            Ok(None) => false,
+            Ok(Some(ended)) if ended.began_unix_ms == 0 => ended.uuid == process.uuid,
+            Ok(Some(ended)) => ended.is_of(process.uuid, process.started_unix_ms),
+            Err(_) => true,
+        }
     }
 
     /// Returns how the guest of a process that is gone ended, and the end of the sentence "web-1
@@ -211,6 +222,9 @@ mod tests {
             let (_folder, state) = StateDir::temporary();
             let identity = arriving(&state);
             let guest = state.guest(&identity.name);
+            let started_unix_ms = identity.started_unix_ms - 1;
+            let before = GuestIdentity { started_unix_ms, ..identity.clone() };
+            guest.record_end(&before, How::Moved, "moved to b").unwrap();
             guest.prepare_mark().unwrap();
             fs::write(guest.path().join(HERE_PREPARED), "another boot").unwrap();
             let record = Record {
@@ -222,7 +236,10 @@ mod tests {
             state.records().unwrap().create(&record).unwrap();
             state.settle_guests().unwrap();
             let reason = state.ended().read(&identity.name).map(|ended| ended.reason);
-            assert_eq!(reason.as_deref(), is_lost.then_some(LOST_WITH_HOST));
+            assert_eq!(
+                reason.as_deref(),
+                Some(if is_lost { LOST_WITH_HOST } else { "moved to b" })
+            );
         }
     }
 

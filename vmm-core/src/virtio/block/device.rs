@@ -222,7 +222,7 @@ impl BlockDevice {
             Ok(()) => Status::Ok,
             Err(error) => {
                 if !std::mem::replace(&mut self.warned, true) {
-                    tracing::warn!(disk = ?self.disk, %error, "a request to a disk has failed");
+                    tracing::warn!(disk = %self.disk.path().display(), %error, "a request to a disk has failed");
                 }
                 Status::Failed
             }
@@ -299,7 +299,7 @@ impl BlockDevice {
     /// Logs the first error of io_uring, which is tried again every few milliseconds.
     fn warn_of_ring(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.ring_warned, true) {
-            tracing::warn!(disk = ?self.disk, %error, "io_uring takes no requests; trying again");
+            tracing::warn!(disk = %self.disk.path().display(), %error, "io_uring takes no requests; trying again");
         }
     }
 }

@@ -498,9 +498,11 @@ fn open(
     with_backing(image, file, below, Above { files: 0, tables_bytes: 0 })
 }
 
-/// Checks that an image has a place for the mark, and is not marked.
+/// Checks that an image has a place for the mark, is not marked, and that a free cluster is found
+/// soon.
 fn expect_writable(file: &File) -> io::Result<()> {
-    if Header::read(file)?.version < 3 {
+    let header = Header::read(file)?;
+    if header.version < 3 {
         return refuse(
             "it has version 2, which can only be read: `qemu-img amend -o compat=1.1` makes it version 3",
         );
@@ -509,6 +511,9 @@ fn expect_writable(file: &File) -> io::Result<()> {
         return refuse(
             "it was being written when its host lost power or its process was killed: `qemu-img check -r all` repairs it",
         );
+    }
+    if !header.has_distinct_refcounts(file)? {
+        return refuse("its table of refcounts is damaged: `qemu-img check -r all` repairs it");
     }
     Ok(())
 }

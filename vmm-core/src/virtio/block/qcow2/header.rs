@@ -14,6 +14,10 @@ const L2_CACHED: u64 = 128;
 const REFCOUNTS_CACHED: u64 = 32;
 /// Bytes of an entry of a table.
 const ENTRY_BYTES: u64 = 8;
+/// Bits of an entry of the refcount table that are no offset.
+const RESERVED: u64 = 0x1ff;
+/// Bytes of a table that are read at a time.
+const PIECE_BYTES: u64 = 64 << 10;
 
 /// The header of an image, whose fields may be anything.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +60,33 @@ impl Header {
         })
     }
 
+    /// Returns whether the refcount table of the image in `file` has each block once, and no more
+    /// blocks than there is room for. Otherwise the clusters that a small file says to have in use
+    /// could be so many that imago would search hours for a free one.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(super) fn has_distinct_refcounts(&self, file: &File) -> io::Result<bool> {
+        let bytes = file.metadata()?.len();
+        let blocks_max = bytes.checked_shr(self.cluster_bits).unwrap_or(0);
+        let table = self.refcount_clusters.checked_shl(self.cluster_bits).unwrap_or(u64::MAX);
+        let end = bytes.min(self.refcount_at.saturating_add(table));
+        let (mut at, mut blocks) = (self.refcount_at, Vec::new());
+        while at < end {
+            let mut piece = vec![0; PIECE_BYTES.min(end - at) as usize];
+            file.read_exact_at(&mut piece, at)?;
+            at += piece.len() as u64;
+            let (entries, _) = piece.as_chunks::<{ ENTRY_BYTES as usize }>();
+            let offsets = entries.iter().map(|entry| u64::from_be_bytes(*entry) & !RESERVED);
+            blocks.extend(offsets.filter(|offset| *offset != 0));
+            if blocks.len() as u64 > blocks_max {
+                return Ok(false);
+            }
+        }
+        blocks.sort_unstable();
+        Ok(blocks.is_sorted_by(|one, next| one < next))
+    }
+
     /// Returns the header of the image after its disk has got so many bytes.
     pub(super) fn of_disk(self, disk_bytes: u64) -> Self {
         Self { disk_bytes, ..self }
@@ -72,5 +103,34 @@ impl Header {
         // A short L1 table grows.
         let whole = self.l1_entries.max(l2_tables).saturating_mul(ENTRY_BYTES);
         cached.saturating_mul(cluster).saturating_add(whole).saturating_add(refcount_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_refcount_table_that_has_a_block_twice_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.qcow2");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let file = Arc::new(file);
+        super::super::create(&path, &file, 1 << 30).unwrap();
+        let header = Header::read(&file).unwrap();
+        assert!(header.has_distinct_refcounts(&file).unwrap());
+
+        let mut block = [0; 8];
+        file.read_exact_at(&mut block, header.refcount_at).unwrap();
+        file.write_all_at(&block, header.refcount_at + 24).unwrap();
+        assert!(!header.has_distinct_refcounts(&file).unwrap());
+
+        for number in 1..64_u64 {
+            let block = (number << 40).to_be_bytes();
+            file.write_all_at(&block, header.refcount_at + number * 8).unwrap();
+        }
+        assert!(!header.has_distinct_refcounts(&file).unwrap(), "more than the file has room for");
     }
 }
