@@ -24,9 +24,9 @@ pub(super) struct BeforeStart {
 }
 
 impl BeforeStart {
-    /// Checks that no guest on another host may be writing `disks`, and that no guest that was saved
-    /// here needs them, but for those whose records are to `pass`. For guests called `forced`, the
-    /// user says that they run nowhere. The background process does not ask again.
+    /// Checks that no guest on another host may be writing `disks`, and that no guest which was
+    /// saved here needs them, but for those whose records are to `pass`. For guests called
+    /// `forced`, the user says that they run nowhere. The background process does not ask again.
     ///
     /// # Errors
     /// If a guest may be writing such a disk, or needs it.

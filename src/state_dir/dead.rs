@@ -36,7 +36,7 @@ impl GuestDir {
         lost
     }
 
-    /// Whether it is recorded how the guest of `process` ended. The record may be that of an earlier
+    /// Whether it is recorded how the guest of `process` ended. The record may be that of another
     /// life, if the process was killed as the guest arrived; a damaged one may say that the guest
     /// was saved, or has moved.
     fn has_recorded_its_end(&self, process: &GuestIdentity) -> bool {

@@ -84,8 +84,8 @@ fn start(lab: &Lab, host: Host<'_>, options: &str) -> StockGuest {
     StockGuest::boot_by_firmware(lab, host, 2, &options)
 }
 
-/// Starts what says back what comes on the guest's port 7, as its first boot does, and waits until it
-/// listens.
+/// Starts what says back what comes on the guest's port 7, as its first boot does, and waits until
+/// it listens.
 #[track_caller]
 fn starts_echo(guest: &StockGuest, host: Host<'_>) {
     guest.sh(host, "systemd-run --quiet /usr/local/sbin/echo").ok();
