@@ -121,7 +121,7 @@ pub enum Failure {
     #[error("protocol error: {0}")]
     Protocol(ProtocolError),
     /// Pages of memory or of disks arrived damaged or incomplete, or cannot be written here.
-    #[error("the data that arrived cannot be used: {detail}")]
+    #[error("damaged or unusable data: {detail}")]
     Data {
         /// Why not.
         detail: PeerText,

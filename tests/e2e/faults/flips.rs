@@ -50,7 +50,7 @@ fn compressed_pages() {
 fn damaged_pages(compression: &[&str]) {
     let mut scene = Scene::with_failpoint(Side::Source, "source.data.pages:flip");
     scene.migrate_with(compression);
-    scene.take_migration().finish().stayed(&["cannot be used", "checksum"]);
+    scene.take_migration().finish().stayed(&["damaged or unusable data", "checksum"]);
     scene.runs_only_on(&scene.pair.a);
     scene.another_migration_succeeds();
 }

@@ -86,7 +86,7 @@ fn a_process_that_is_killed_before_it_has_its_guest_is_no_failure_of_the_guest()
     scene.await_failpoint(Side::Destination, point);
     scene.destination().kill();
     scene.take_migration().finish().stayed(&["b"]);
-    scene.pair.b.await_log(&[GUEST, "stopped: it died unexpectedly"]);
+    scene.pair.b.await_log(&[GUEST, "the process of a guest that arrived here has ended"]);
     std::thread::sleep(Duration::from_secs(3));
     scene.runs_only_on(&scene.pair.a);
     let shown = scene.pair.b.run(&["show", GUEST, "--json"]).ok().json();
