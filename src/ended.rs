@@ -99,6 +99,12 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// Returns the file to which the guest was saved, if it was.
+    pub(crate) fn saved_to(&self) -> Option<&Path> {
+        let file = self.reason.strip_prefix(SAVED_TO).filter(|_| self.how == How::Saved);
+        file.map(Path::new)
+    }
+
     /// Whether this is about the guest `uuid` of the process that started at that time, in
     /// milliseconds since 1970.
     pub(crate) fn is_of(&self, uuid: uuid::Uuid, began_unix_ms: u64) -> bool {

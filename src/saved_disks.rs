@@ -9,7 +9,7 @@ use regular_file::opened::is_same;
 use vmm_core::snapshot;
 use vmm_core::virtio::block::Access;
 
-use crate::ended::{Ended, How, SAVED_TO};
+use crate::ended::Ended;
 use crate::state_dir::StateDir;
 
 /// A guest that was saved, and can be restored.
@@ -25,10 +25,7 @@ impl<'a> SavedGuest<'a> {
     /// Returns the guest that has `ended`, if it was saved and its file is neither gone nor
     /// damaged.
     pub(crate) fn of(ended: &'a Ended) -> Option<Self> {
-        if ended.how != How::Saved {
-            return None;
-        }
-        let file = Path::new(ended.reason.strip_prefix(SAVED_TO)?);
+        let file = ended.saved_to()?;
         let (shape, _) = snapshot::read_guest(file).ok()?;
         let written = shape.disks().filter(|disk| disk.access() == Access::ReadWrite);
         Some(Self { file, written: written.map(|disk| disk.path().to_owned()).collect() })
@@ -46,16 +43,12 @@ pub(crate) fn expect_unneeded(
     pass: impl Fn(&Ended) -> bool,
 ) -> Result<()> {
     let ended = state.ended().list().into_iter().filter_map(|record| record.end.ok());
-    let ended: Vec<_> = ended.filter(|it| it.how == How::Saved && !pass(it)).collect();
-    if ended.is_empty() {
-        return Ok(());
-    }
-    for (name, guest) in ended.iter().filter_map(|it| Some((&it.name, SavedGuest::of(it)?))) {
+    let is_off = |it: &Ended| !pass(it) && !state.guest(&it.name).is_live();
+    for ended in ended.filter(is_off) {
+        let Some(guest) = SavedGuest::of(&ended) else { continue };
         let is_wanted = |written: &&PathBuf| disks.iter().any(|disk| is_one(disk, written));
-        if !state.guest(name).is_live()
-            && let Some(disk) = guest.written.iter().find(is_wanted)
-        {
-            let (disk, file) = (disk.display(), guest.file.display());
+        if let Some(disk) = guest.written.iter().find(is_wanted) {
+            let (disk, name, file) = (disk.display(), &ended.name, guest.file.display());
             bail!(
                 "{disk} is a disk of the guest {name}, which was saved to {file} and needs it unchanged: restore that, \
                  or remove the file to use the disk without it"
@@ -67,7 +60,7 @@ pub(crate) fn expect_unneeded(
 
 /// Whether this is the record of the guest that was saved to `file`.
 pub(crate) fn is_in(ended: &Ended, file: &Path) -> bool {
-    SavedGuest::of(ended).is_some_and(|guest| is_one(guest.file, file))
+    ended.saved_to().is_some_and(|saved| is_one(saved, file))
 }
 
 fn is_one(file: &Path, other: &Path) -> bool {

@@ -1,5 +1,6 @@
 //! A disk that a guest has, by its place among them (`vda` for the first) or by its path here.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -27,6 +28,15 @@ impl NamedDisk {
     }
 }
 
+impl fmt::Display for NamedDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "vd{}", char::from(b'a' + *number as u8)),
+            Self::Path(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// Returns the path of a disk here as the guest has it: without links.
 pub(super) fn disk_here(text: &str) -> Result<PathBuf> {
     let path = Path::new(text);
@@ -42,6 +52,7 @@ mod tests {
     fn a_disk_is_named_by_its_place_or_its_path() {
         assert_eq!(NamedDisk::parse("vda").unwrap(), NamedDisk::Number(0));
         assert_eq!(NamedDisk::parse("vdz").unwrap(), NamedDisk::Number(25));
+        assert_eq!(NamedDisk::Number(25).to_string(), "vdz");
         for path in ["/no/vda", "/no/vd1"] {
             let expected = NamedDisk::Path(Path::new(path).to_owned());
             assert_eq!(NamedDisk::parse(path).unwrap(), expected);

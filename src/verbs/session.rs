@@ -79,12 +79,9 @@ pub(crate) async fn path_of(
         NamedDisk::Number(number) => *number,
     };
     let guest: GuestInfo = client.get("/v1/guest").await?;
-    let disk = guest.disks.into_iter().nth(number);
-    let missing = || {
-        let letter = char::from(b'a' + number as u8);
-        format!("{name} has no disk vd{letter}: `lighter show {name}` lists its disks")
-    };
-    Ok(disk.with_context(missing)?.path)
+    let found = guest.disks.into_iter().nth(number);
+    let missing = || format!("{name} has no disk {disk}: `lighter show {name}` lists its disks");
+    Ok(found.with_context(missing)?.path)
 }
 
 /// Returns the state of the guest that `client` reaches, if it answers.

@@ -30,8 +30,8 @@ pub(crate) fn figures(
     lines.push(("Rounds", report.rounds_total.to_string()));
     lines.extend(report.decisions.iter().map(|decided| ("Decided", decisions::dated(decided))));
     lines.extend(unlisted(report).map(|text| ("Decided", text)));
-    let following = report.phases.iter().find(|time| time.phase == Phase::Postcopy);
-    lines.extend(following.map(|time| ("Memory", followed(time.seconds, report))));
+    let following = seconds_in(report, Phase::Postcopy);
+    lines.extend(following.map(|took| ("Memory", followed(took, report))));
     let memory = report.memory_bytes.saturating_add(report.disk_bytes);
     let percent =
         if memory == 0 { 0.0 } else { transfer.wire_bytes as f64 * 100.0 / memory as f64 };
@@ -222,8 +222,13 @@ fn standstill(parts: &Standstill) -> String {
 
 /// Formats the part of the downtime after everything was sent.
 fn handed_over(report: &Report) -> String {
-    let commit = report.phases.iter().find(|time| time.phase == Phase::Commit);
-    commit.map_or_else(String::new, |time| format!(", {} to hand it over", seconds(time.seconds)))
+    let commit = seconds_in(report, Phase::Commit);
+    commit.map_or_else(String::new, |took| format!(", {} to hand it over", seconds(took)))
+}
+
+/// Returns how long the phase lasted, if it was reached.
+fn seconds_in(report: &Report, phase: Phase) -> Option<f64> {
+    report.phases.iter().find(|time| time.phase == phase).map(|time| time.seconds)
 }
 
 /// Formats the downtime of a guest that stays, and its parts.

@@ -495,14 +495,17 @@ fn open(
         }
     };
     let image = Qcow2::open_image(storage, access == Access::ReadWrite)?;
-    with_backing(image, file, below, Above { files: 0, tables_bytes: 0 })
+    let tables = with_backing(image, file, below, Above { files: 0, tables_bytes: 0 })?;
+    // The size of the table has been checked.
+    if access == Access::ReadWrite && !Header::read(file)?.has_distinct_refcounts(file)? {
+        return refuse("its table of refcounts is damaged: `qemu-img check -r all` repairs it");
+    }
+    Ok(tables)
 }
 
-/// Checks that an image has a place for the mark, is not marked, and that a free cluster is found
-/// soon.
+/// Checks that an image has a place for the mark, and is not marked.
 fn expect_writable(file: &File) -> io::Result<()> {
-    let header = Header::read(file)?;
-    if header.version < 3 {
+    if Header::read(file)?.version < 3 {
         return refuse(
             "it has version 2, which can only be read: `qemu-img amend -o compat=1.1` makes it version 3",
         );
@@ -511,9 +514,6 @@ fn expect_writable(file: &File) -> io::Result<()> {
         return refuse(
             "it was being written when its host lost power or its process was killed: `qemu-img check -r all` repairs it",
         );
-    }
-    if !header.has_distinct_refcounts(file)? {
-        return refuse("its table of refcounts is damaged: `qemu-img check -r all` repairs it");
     }
     Ok(())
 }

@@ -62,15 +62,14 @@ impl Header {
 
     /// Returns whether the refcount table of the image in `file` has each block once, and no more
     /// blocks than there is room for. Otherwise the clusters that a small file says to have in use
-    /// could be so many that imago would search hours for a free one.
+    /// could be so many that imago would search hours for a free one. Reads the whole table.
     ///
     /// # Errors
     /// If it cannot be read.
     pub(super) fn has_distinct_refcounts(&self, file: &File) -> io::Result<bool> {
         let bytes = file.metadata()?.len();
-        let blocks_max = bytes.checked_shr(self.cluster_bits).unwrap_or(0);
-        let table = self.refcount_clusters.checked_shl(self.cluster_bits).unwrap_or(u64::MAX);
-        let end = bytes.min(self.refcount_at.saturating_add(table));
+        let blocks_max = bytes / self.cluster_bytes();
+        let end = bytes.min(self.refcount_at.saturating_add(self.refcount_table_bytes()));
         let (mut at, mut blocks) = (self.refcount_at, Vec::new());
         while at < end {
             let mut piece = vec![0; PIECE_BYTES.min(end - at) as usize];
@@ -94,15 +93,23 @@ impl Header {
 
     /// Returns the most memory that imago needs for the image's tables, in bytes.
     pub(super) fn tables_bytes(&self) -> u64 {
-        let cluster = 1_u64.checked_shl(self.cluster_bits).unwrap_or(u64::MAX);
+        let cluster = self.cluster_bytes();
         let l2_entries = (cluster / ENTRY_BYTES).max(1);
         let l2_tables = self.disk_bytes.div_ceil(l2_entries.saturating_mul(cluster));
-        let refcount_bytes = self.refcount_clusters.saturating_mul(cluster);
+        let refcount_bytes = self.refcount_table_bytes();
         let refcount_blocks = refcount_bytes / ENTRY_BYTES;
         let cached = l2_tables.min(L2_CACHED) + refcount_blocks.min(REFCOUNTS_CACHED);
         // A short L1 table grows.
         let whole = self.l1_entries.max(l2_tables).saturating_mul(ENTRY_BYTES);
         cached.saturating_mul(cluster).saturating_add(whole).saturating_add(refcount_bytes)
+    }
+
+    fn cluster_bytes(&self) -> u64 {
+        1_u64.checked_shl(self.cluster_bits).unwrap_or(u64::MAX)
+    }
+
+    fn refcount_table_bytes(&self) -> u64 {
+        self.refcount_clusters.saturating_mul(self.cluster_bytes())
     }
 }
 
