@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use regular_file::opened::is_same;
 use vmm_core::snapshot;
-use vmm_core::virtio::block::Access;
+use vmm_core::virtio::block::{Access, with_disks_below};
 
 use crate::ended::Ended;
 use crate::state_dir::StateDir;
@@ -46,7 +46,7 @@ pub(crate) fn expect_unneeded(
     let is_off = |it: &Ended| !pass(it) && !state.guest(&it.name).is_live();
     for ended in ended.filter(is_off) {
         let Some(guest) = SavedGuest::of(&ended) else { continue };
-        let is_wanted = |written: &&PathBuf| disks.iter().any(|disk| is_one(disk, written));
+        let is_wanted = |written: &&PathBuf| disks.iter().any(|disk| overlap(disk, written));
         if let Some(disk) = guest.written.iter().find(is_wanted) {
             let (disk, name, file) = (disk.display(), &ended.name, guest.file.display());
             bail!(
@@ -61,6 +61,14 @@ pub(crate) fn expect_unneeded(
 /// Whether this is the record of the guest that was saved to `file`.
 pub(crate) fn is_in(ended: &Ended, file: &Path) -> bool {
     ended.saved_to().is_some_and(|saved| is_one(saved, file))
+}
+
+/// Whether two disks are one, or one is below the other.
+fn overlap(one: &Path, other: &Path) -> bool {
+    let has = |disk: &Path, wanted: &Path| {
+        with_disks_below(disk).iter().any(|below| is_one(below, wanted))
+    };
+    has(one, other) || has(other, one)
 }
 
 fn is_one(file: &Path, other: &Path) -> bool {

@@ -54,6 +54,14 @@ impl Format {
     }
 }
 
+/// The disks of all guests.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Disks {
+    pub(crate) format: Format,
+    /// The cache mode, as lighter and QEMU call it.
+    pub(crate) cache: &'static str,
+}
+
 /// A VMM with a disk engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum System {
@@ -90,7 +98,8 @@ impl System {
         }
     }
 
-    fn command(self, disk: &str, format: Format, folder: &Path) -> Command {
+    fn command(self, disk: &str, disks: Disks, folder: &Path) -> Command {
+        let (format, cache) = (disks.format.name(), disks.cache);
         let (program, engine) = match self {
             Self::QemuThreads => ("qemu-system-x86_64", "threads"),
             Self::QemuIoUring => ("qemu-system-x86_64", "io_uring"),
@@ -105,15 +114,14 @@ impl System {
                 .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
                 .args(["-smp", "1", "-m", "128", "-serial", "stdio", "-drive"])
                 .arg(format!(
-                    "file={disk},if=none,id=disk,format={},cache=writeback,aio={engine}",
-                    format.name()
+                    "file={disk},if=none,id=disk,format={format},cache={cache},aio={engine}"
                 ))
                 .args(["-device", "virtio-blk-device,drive=disk"]),
             Self::LighterIoUring | Self::LighterSync => command
                 .arg("--state-dir")
                 .arg(folder.join(engine))
                 .args(["run", "--cpus", "1", "--memory", "128M", "--acpi", "off", "--disk"])
-                .arg(format!("{disk},engine={engine}")),
+                .arg(format!("{disk},cache={cache},engine={engine}")),
         };
         command
     }
@@ -162,21 +170,21 @@ impl Guest {
     /// If the system does not run here.
     pub(crate) fn start(
         system: System,
-        format: Format,
+        disks: Disks,
         kernel: &Path,
         initrd: &Path,
         folder: &Path,
     ) -> Result<Self> {
         let name = system.name().replace([' ', ','], "-");
-        let disk = folder.join(name).with_extension(format.name());
-        format.create(&disk)?;
+        let disk = folder.join(name).with_extension(disks.format.name());
+        disks.format.create(&disk)?;
         let options = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/cmdline");
         let options = std::fs::read_to_string(options)?;
         let cmdline = format!(
             "console=ttyS0 quiet panic=-1 {} mem=80M check.mib=1 check.rate=0 check.halt=1",
             options.trim()
         );
-        let mut command = system.command(&disk.display().to_string(), format, folder);
+        let mut command = system.command(&disk.display().to_string(), disks, folder);
         let [kernel_option, initrd_option, cmdline_option] = system.kernel_options();
         command.arg(kernel_option).arg(kernel).arg(initrd_option).arg(initrd);
         command.arg(cmdline_option).arg(cmdline);

@@ -1,9 +1,9 @@
 //! A guest's disk under lighter and under QEMU's virtio-mmio, in one run: the same Linux kernel,
 //! the same program in it, the same host, and files of the same content, which the host has cached.
 //!
-//!     cargo bench --bench disk [-- --runs 5 --image]
+//!     cargo bench --bench disk [-- --runs 5 --image --uncached]
 //!
-//! With `--image` the disks are qcow2 images.
+//! With `--image` the disks are qcow2 images; with `--uncached` they bypass the host's cache.
 //!
 //! Four guests are booted, which takes some minutes where KVM emulates the guest's kernel; then
 //! each measures its disk in turn, while the others are stopped. The guest takes the time
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use guest::{Format, Guest, System};
+use guest::{Disks, Format, Guest, System};
 
 /// A measurement that a guest can be asked for.
 struct Task {
@@ -40,12 +40,12 @@ struct Run {
 }
 
 fn main() -> Result<()> {
-    let (runs, format) = settings(std::env::args().skip(1))?;
+    let (runs, disks) = settings(std::env::args().skip(1))?;
     let folder = tempfile::tempdir()?;
     let mut guests = Vec::new();
     for system in System::ALL {
         eprintln!("booting {}", system.name());
-        guests.push(Guest::start(system, format, &kernel()?, &initrd()?, folder.path())?);
+        guests.push(Guest::start(system, disks, &kernel()?, &initrd()?, folder.path())?);
     }
     for guest in &mut guests {
         guest.await_boot()?;
@@ -78,23 +78,24 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Returns the number of runs, and the format of the disks.
-fn settings(mut arguments: impl Iterator<Item = String>) -> Result<(usize, Format)> {
-    let (mut runs, mut format) = (5, Format::Raw);
+/// Returns the number of runs, and what the disks are.
+fn settings(mut arguments: impl Iterator<Item = String>) -> Result<(usize, Disks)> {
+    let (mut runs, mut disks) = (5, Disks { format: Format::Raw, cache: "writeback" });
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             // cargo's own.
             "--bench" => {}
-            "--image" => format = Format::Image,
+            "--image" => disks.format = Format::Image,
+            "--uncached" => disks.cache = "none",
             "--runs" => {
                 let given = arguments.next().and_then(|given| given.parse().ok());
                 runs = given.context("--runs needs a number")?;
                 ensure!(runs > 0, "--runs must be at least 1");
             }
-            _ => bail!("the options are --runs N and --image"),
+            _ => bail!("the options are --runs N, --image and --uncached"),
         }
     }
-    Ok((runs, format))
+    Ok((runs, disks))
 }
 
 fn measure(guest: &mut Guest, task: &Task) -> Result<Run> {

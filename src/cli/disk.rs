@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
-use vmm_core::virtio::block::{CacheMode, EngineChoice, is_qcow2};
+use vmm_core::virtio::block::{CacheMode, EngineChoice};
 
 use super::fault::Fault;
 use super::options::each_once;
@@ -83,10 +83,6 @@ impl DiskArg {
         }
         if self.queues.is_some_and(|queues| !(1..=QUEUES_MAX).contains(&queues)) {
             return fault("queues", format!("a disk has 1 to {QUEUES_MAX} queues"));
-        }
-        if self.cache == CacheMode::None && is_qcow2(&self.path) {
-            let what = format!("none is for raw disks, and {} is an image", self.path.display());
-            return fault("cache", what);
         }
         Ok(())
     }

@@ -112,12 +112,12 @@ pub(crate) struct GuestSpec {
 
     /// Disk for the guest, a raw file, a qcow2 image (NAME.qcow2) or a block device: /dev/vda
     /// first. Without --kernel, firmware boots the guest from its disks. Give it more than once for
-    /// more disks. ro: the guest only reads it, the default of
-    /// an installation image (NAME.iso); serial=TEXT: what it sees as serial number; queues=N:
-    /// request queues [default: one for each vCPU, 8 at most]; cache=writeback|none: with `none`, a
-    /// raw disk bypasses the host's page cache (O_DIRECT); engine=auto|io_uring|sync. It is locked
-    /// while the guest runs; no lock keeps other hosts from a block device that they share. To
-    /// migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
+    /// more disks. ro: the guest only reads it, the default of an installation image (NAME.iso);
+    /// serial=TEXT: what it sees as serial number; queues=N: request queues [default: one for each
+    /// vCPU, 8 at most]; cache=writeback|none: with `none`, it bypasses the host's page cache
+    /// (O_DIRECT); engine=auto|io_uring|sync. It is locked while the guest runs; no lock keeps
+    /// other hosts from a block device that they share. To migrate, have the same disk under the
+    /// same path on both hosts, or `--copy-disks`.
     #[arg(long, value_name = "PATH[,OPTION...]")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,

@@ -453,8 +453,6 @@ tap = "tap-db"
         refused(&disk("path = \"/b\"\nread-only = 1"), "6: disk[1].read-only: ", "true or false");
         refused(&disk("path = \"b\""), "5: disk[1].path: ", "`b` must be an absolute path");
         refused(&disk("path = \"\""), "5: disk[1].path: ", "needs a path");
-        let image = disk("path = \"/b.qcow2\"\ncache = \"none\"");
-        refused(&image, "6: disk[1].cache: ", "for raw disks");
         let serial = "s".repeat(21);
         refused(
             &disk(&format!("path = \"/b\"\nserial = \"{serial}\"")),

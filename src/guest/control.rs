@@ -305,8 +305,9 @@ impl ProcessControl {
     /// Presses the power button, and boots the guest again once it has powered off.
     ///
     /// # Errors
-    /// As for [`Self::shut_down`].
+    /// As for [`Self::shut_down`], or if the guest cannot be booted again on this host.
     pub(super) fn reboot(&self, request: &RebootRequest) -> Result<StateAnswer, ApiError> {
+        self.machine()?.vm().expect_bootable().map_err(ApiError::failed)?;
         let timeout = Duration::from_millis(request.timeout_ms).min(REBOOT_TIMEOUT_MAX);
         self.press_power_button(Some(Instant::now() + timeout))
     }
@@ -314,7 +315,7 @@ impl ProcessControl {
     /// Resets the guest, even during a migration.
     ///
     /// # Errors
-    /// If the guest does not run, or is still arriving.
+    /// If the guest does not run, is still arriving, or cannot be booted again on this host.
     pub(super) fn reset(&self) -> Result<StateAnswer, ApiError> {
         self.refuse_when_incomplete(&self.process().occupation())?;
         // Not `on_own_guest`: a migration continues, and sends every page again.

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use serde_json::json;
 use support::kernel::{firmware, sleeper};
 use support::{Exit, Pair};
 
@@ -44,6 +45,23 @@ fn a_guest_whose_firmware_finds_nothing_to_boot_is_shown_and_reported() {
         assert!(shown.contains(words) && shown.contains("lighter console web-1"), "{shown}");
         pair.a.run(&["reset", "web-1"]).ok();
     }
+}
+
+#[test]
+fn a_guest_whose_firmware_has_changed_runs_on_when_it_is_told_to_boot_again() {
+    let pair = Pair::without_nodes();
+    let file = firmware(&pair.folder().join("shell.fd"), SHELL);
+    let firmware = file.display().to_string();
+    let made_of = ["--memory", "64M", "--firmware", &firmware, "--disk", &disk(&pair, "empty.raw")];
+    pair.a.run(&[&["run", "--detach", "--name", "web-1"], &made_of[..]].concat()).ok();
+    let other = fs::OpenOptions::new().append(true).open(&file).and_then(|mut it| it.write(b"x"));
+    other.expect("the file is another one");
+    for verb in ["reset", "reboot"] {
+        let words = [&*firmware, "is not the firmware that the guest was started with"];
+        pair.a.run(&[verb, "web-1"]).complains(Exit::Failed, &words);
+    }
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    assert_eq!((&shown["state"], &shown["restarts"]), (&json!("running"), &json!(0)), "{shown:#}");
 }
 
 #[test]

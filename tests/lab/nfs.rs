@@ -40,6 +40,13 @@ fn a_disk_on_nfs_has_one_writer_on_all_hosts() {
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
     let moved = [disk.as_str(), "belongs to the guest db", "has it as db (running)"];
     here.lighter(&format!("{RUN} other --disk {disk}")).complains(&moved);
+
+    // The server has let its client cache the file, and asks for it back.
+    let own = "/srv/nfs/own.raw";
+    here.sh(&format!("truncate -s 16M {own}")).ok();
+    there.sh(&format!("setsid -f sleep 600 < {SHARED}/own.raw > /dev/null 2>&1")).ok();
+    here.sh("grep DELEG /proc/locks").ok();
+    here.lighter(&format!("{RUN} own --disk {own}")).ok();
 }
 
 /// Writes block after block of the guest's second disk past its cache, in an order that comes to

@@ -158,8 +158,11 @@ fn what_a_guest_has_flushed_outlasts_a_power_cut() {
     here.sh(&format!("kill -KILL {process}")).ok();
     let killed = is_repaired_and_has(here, image, killed);
 
-    let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {image}"));
+    let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {image},cache=none"));
+    let cached = format!("fincore -nbo RES {image}");
+    here.sh("sync; echo 1 > /proc/sys/vm/drop_caches");
     let written = flushed(&guest, here, killed);
+    assert_eq!(here.sh(&cached).ok().trim(), "0", "bytes of the image in the host's cache");
     lab.cut_power(1);
     lab.restore_power(1);
     is_repaired_and_has(here, image, written);
@@ -184,7 +187,7 @@ fn a_cloud_image_boots_is_set_up_and_moves() {
     lab.reset_shared_disk();
     here.sh(MAKE).ok();
     let options = format!(
-        "--disk {SHARED}/web.qcow2 --hostname shop --seed {SHARED}/user-data --ssh-key {SHARED}/key.pub"
+        "--disk {SHARED}/web.qcow2,cache=none --hostname shop --seed {SHARED}/user-data --ssh-key {SHARED}/key.pub"
     );
     let guest = StockGuest::boot_by_firmware(&lab, here, 1, &options);
     let read = "findmnt -n -o SOURCE / && grep -c . /home/debian/.ssh/authorized_keys && cat /etc/hostname";

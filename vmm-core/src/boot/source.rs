@@ -173,12 +173,24 @@ impl Origin {
     /// Returns a request for each file that is not open yet. A reboot then waits for the holder of
     /// the requests to open the files.
     pub(crate) fn wanted_files(&self, bytes_max: u64) -> Vec<WantedFile> {
+        self.files().filter_map(|file| file.wanted(bytes_max)).collect()
+    }
+
+    /// Checks that a reboot could read all files.
+    ///
+    /// # Errors
+    /// As for [`BootFile::read`].
+    pub(crate) fn expect_files(&self, bytes_max: u64) -> Result<(), BootError> {
+        self.files().try_for_each(|file| file.read(bytes_max).map(drop))
+    }
+
+    fn files(&self) -> impl Iterator<Item = &BootFile> {
         let files = match self {
             Self::Workload(_) => [None, None],
             Self::Kernel(files) => [Some(&files.kernel), files.initrd.as_ref()],
             Self::Firmware(file) => [Some(file), None],
         };
-        files.into_iter().flatten().filter_map(|file| file.wanted(bytes_max)).collect()
+        files.into_iter().flatten()
     }
 
     /// Restores the origin from a saved state. No file is opened before the guest reboots.
@@ -285,6 +297,8 @@ impl BootFile {
         if let Content::Wanted(wanted) = &*content {
             let late = |_| unreadable(std::io::Error::other("this process may not open it"));
             let opened = wanted.recv_timeout(OPENED_WITHIN).map_err(late)?;
+            // There is one answer: what is asked later looks at the name again, if it may.
+            *content = Content::ByName;
             *content = Content::Open(opened?);
         }
         let Content::Open(file) = &*content else {

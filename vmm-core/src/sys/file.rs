@@ -6,19 +6,16 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use imago::io_buffers::IoBuffer;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vm_memory::bitmap::Bitmap;
 
+use super::sectors::aligned_memory;
 use super::{RamSlice, check};
 
 /// Most buffers that one call takes (`UIO_MAXIOV` of `linux/uio.h`).
 pub(crate) const SLICES_MAX: usize = 1024;
 /// Zeros written at a time, in bytes.
 const ZEROS_BYTES: u64 = 64 << 10;
-/// Alignment in memory that every device accepts with `O_DIRECT`, in bytes: a multiple of all
-/// sector sizes.
-pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
 
 /// Direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,9 +196,8 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// The error from the system.
 pub(crate) fn write_zero_bytes(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     // Aligned, for files with `O_DIRECT`.
-    let mut zeros = IoBuffer::new(bytes.min(ZEROS_BYTES) as usize, DIRECT_ALIGNMENT)?;
-    let zeros = zeros.as_mut().into_slice();
-    zeros.fill(0);
+    let zeros = aligned_memory(bytes.min(ZEROS_BYTES) as usize)?;
+    let zeros = zeros.as_ref().into_slice();
     let mut done = 0;
     while done < bytes {
         let now = (bytes - done).min(ZEROS_BYTES);

@@ -1,4 +1,5 @@
-//! A file as the crate imago uses it for a qcow2 image.
+//! A file as the crate imago uses it for a qcow2 image: by whole sectors, so that the host's cache
+//! can be bypassed.
 //!
 //! Writes through it are durable when they return; discards and resizes are not. imago writes most
 //! of an image's tables in an order that keeps a partly written image consistent, but does not wait
@@ -11,7 +12,6 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -22,6 +22,7 @@ use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 
 use super::file::{Clearing, clear_or_write, discard};
+use super::sectors::{SECTOR_BYTES, read_exact_at, read_up_to, write_all_at};
 
 /// Place of the mark in the header: the lowest bit of the incompatible features, 8 bytes,
 /// big-endian (docs/interop/qcow2.rst of QEMU).
@@ -51,7 +52,7 @@ impl DirtyMark {
     /// If its header cannot be read.
     pub(crate) fn is_on(file: &File) -> io::Result<bool> {
         let mut byte = [0];
-        file.read_exact_at(&mut byte, DIRTY_AT)?;
+        read_exact_at(file, &mut byte, DIRTY_AT)?;
         Ok(byte[0] & DIRTY != 0)
     }
 
@@ -77,9 +78,11 @@ impl DirtyMark {
     }
 
     fn change(&self, change: impl Fn(u8) -> u8) -> io::Result<()> {
-        let mut byte = [0];
-        self.file.read_exact_at(&mut byte, DIRTY_AT)?;
-        self.file.write_all_at(&[change(byte[0])], DIRTY_AT)?;
+        let mut sector = [0; SECTOR_BYTES as usize];
+        read_exact_at(&self.file, &mut sector, 0)?;
+        let byte = &mut sector[DIRTY_AT as usize];
+        *byte = change(*byte);
+        write_all_at(&self.file, &sector, 0)?;
         self.sync()
     }
 
@@ -171,9 +174,21 @@ impl fmt::Display for ImageFile {
     }
 }
 
-/// The trait's `unsafe` methods ask their callers to keep alignment, which this file does not need,
-/// and to keep concurrent writes apart, which is about data and not about memory.
+/// The trait's `unsafe` methods ask their callers to keep alignment, without which the kernel may
+/// refuse them, and to keep concurrent writes apart, which is about data and not about memory.
+///
+/// No alignment is more than a sector. Where a write does not have it, imago reads and writes what
+/// is around it as well, up to there: no further than the write's own cluster, since the guest may
+/// be writing to the next one.
 impl Storage for ImageFile {
+    fn mem_align(&self) -> usize {
+        SECTOR_BYTES as usize
+    }
+
+    fn req_align(&self) -> usize {
+        SECTOR_BYTES as usize
+    }
+
     fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
@@ -181,19 +196,9 @@ impl Storage for ImageFile {
     unsafe fn pure_readv(&self, buffers: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
         let mut at = offset;
         for mut buffer in buffers.into_inner() {
-            let mut done = 0;
-            while done < buffer.len() {
-                match self.file.read_at(&mut buffer[done..], at + done as u64) {
-                    // Behind the end there are zeros.
-                    Ok(0) => {
-                        buffer[done..].fill(0);
-                        break;
-                    }
-                    Ok(read) => done += read,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
+            let found = read_up_to(&self.file, &mut buffer, at)?;
+            // Behind the end there are zeros.
+            buffer[found..].fill(0);
             if self.hides_mark
                 && let Some(byte) = marked(&mut buffer, at)
             {
@@ -213,9 +218,9 @@ impl Storage for ImageFile {
             if self.mark.is_some() && at <= DIRTY_AT {
                 let mut header = buffer.to_vec();
                 marked(&mut header, at).into_iter().for_each(|byte| *byte |= DIRTY);
-                self.file.write_all_at(&header, at)?;
+                write_all_at(&self.file, &header, at)?;
             } else {
-                self.file.write_all_at(&buffer, at)?;
+                write_all_at(&self.file, &buffer, at)?;
             }
             at = at.saturating_add(buffer.len() as u64);
         }

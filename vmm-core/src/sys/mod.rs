@@ -14,6 +14,7 @@ pub(crate) mod net;
 pub(crate) mod pagemap;
 pub(crate) mod process;
 pub(crate) mod sched;
+pub(crate) mod sectors;
 pub(crate) mod uring;
 pub(crate) mod userfaultfd;
 pub(crate) mod vfio;

@@ -64,15 +64,26 @@ impl Vm {
         self.machine.resets.restart_on_power_off(until);
     }
 
+    /// Checks that the files from which the guest would boot again are here, and unchanged.
+    ///
+    /// # Errors
+    /// [`crate::boot::BootError`], if one is not; [`Error::NeverBooted`].
+    pub fn expect_bootable(&self) -> Result<()> {
+        let bytes_max = self.ram().bytes();
+        let origin = self.origin();
+        Ok(origin.as_ref().ok_or(Error::NeverBooted)?.expect_files(bytes_max)?)
+    }
+
     /// Resets a running guest, like a machine's reset button: its memory is lost and it boots
     /// again, whatever [`Vm::set_on_reboot`] says. Every page counts as written.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless running, or if the guest cannot be booted again: it has then
-    /// ended, and an event says why.
+    /// [`Error::WrongState`] unless running; as for [`Vm::expect_bootable`]. If the guest cannot be
+    /// booted again although its files are here, it has ended, and an event says why.
     pub fn reset(&self) -> Result<()> {
         let _control = self.control();
         self.expect(RunState::Running, "reset")?;
+        self.expect_bootable()?;
         self.machine.resets.request(StopReason::ResetAsked);
         self.restart();
         self.expect(RunState::Running, "reset")

@@ -16,7 +16,6 @@ use super::disk::Disk;
 use super::names::may_overlap;
 use super::overwritten;
 use super::proof::DiskProof;
-use super::qcow2;
 use super::staged::{self, Staged};
 use crate::unnamed_file;
 use crate::virtio::DeviceError;
@@ -385,9 +384,6 @@ impl BlockConfig {
             let queues = self.queues;
             return bad(format!("disk {path} has 1 to {QUEUES_MAX} queues, not {queues}"));
         }
-        if self.cache == CacheMode::None && qcow2::is_named(&self.path) {
-            return bad(format!("cache=none is for raw disks, and {path} is a qcow2 image"));
-        }
         if !self.proof.is_bounded() {
             return bad(format!("disk {path} has too many names"));
         }
@@ -543,8 +539,7 @@ mod tests {
         let uneven = BlockConfig { bytes: 513, ..good.clone() };
         let empty = BlockConfig { bytes: 0, ..good.clone() };
         let [none, many] = [0, QUEUES_MAX + 1].map(|queues| good.clone().with_queues(queues));
-        let image = good.at(Path::new("/a.qcow2")).with_cache(CacheMode::None);
-        for bad in [relative, long, zero_byte, uneven, empty, none, many, image] {
+        for bad in [relative, long, zero_byte, uneven, empty, none, many] {
             assert!(bad.check().is_err(), "{bad:?}");
         }
     }

@@ -15,6 +15,7 @@ use regular_file::opened::open_again;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::sys::file;
+use crate::sys::sectors::DIRECT_ALIGNMENT;
 
 /// Bytes read at each end of the device.
 const END_BYTES: usize = 1 << 20;
@@ -24,7 +25,7 @@ const HEAD_BYTES: usize = (1 << 20) + (128 << 10);
 /// Most partitions that are read.
 const PARTITIONS_MAX: usize = 32;
 /// Alignment of direct reads and of the buffer, in bytes.
-const ALIGNMENT: usize = file::DIRECT_ALIGNMENT;
+const ALIGNMENT: usize = DIRECT_ALIGNMENT;
 /// Sector sizes of partition tables in bytes: of most devices, and of those with large sectors.
 const SECTORS: [usize; 2] = [512, 4096];
 

@@ -67,5 +67,5 @@ pub use seal::Seal;
 pub(crate) use seed::SeedDevice;
 pub use seed::{SEED_BYTES_MAX, SeedConfig};
 
-/// Size of a sector in bytes: the unit of all positions, whatever sector size the disk has.
-pub(crate) const SECTOR_BYTES: u64 = 512;
+/// The unit of all positions, whatever sector size the disk has.
+pub(crate) use crate::sys::sectors::SECTOR_BYTES;

@@ -20,7 +20,6 @@ mod tests;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -41,6 +40,7 @@ use super::store::move_bytes;
 use crate::memory::RamMap;
 use crate::sys::file::{Clearing, Direction};
 use crate::sys::image_file::{DirtyMark, ImageFile};
+use crate::sys::sectors::{aligned_memory, write_all_at};
 use crate::virtio::buffers::Buffers;
 
 /// Ending of an image's name, and how an image says that its backing file is one.
@@ -179,7 +179,7 @@ impl Image {
             let (place, length) = in_place(tables, offset, rest.len() as u64, Direction::Out)?;
             let (now, later) = rest.split_at(length as usize);
             match place {
-                Some(Place { file, at }) => file.write_all_at(now, at)?,
+                Some(Place { file, at }) => write_all_at(file, now, at)?,
                 None => write_clusters(tables, now, offset)?,
             }
             (offset, rest) = (offset + length, later);
@@ -196,15 +196,16 @@ impl Image {
         memory: &RamMap,
         direction: Direction,
     ) -> io::Result<()> {
-        let mut bytes = vec![0; buffers.bytes() as usize];
+        let mut aligned = aligned_memory(buffers.bytes() as usize)?;
+        let bytes = aligned.as_mut().into_slice();
         match direction {
             Direction::In => {
-                tables.read(&mut bytes, offset)?;
-                buffers.write(memory, &bytes).map_err(io::Error::other)
+                tables.read(&mut *bytes, offset)?;
+                buffers.write(memory, bytes).map_err(io::Error::other)
             }
             Direction::Out => {
-                buffers.read(memory, &mut bytes).map_err(io::Error::other)?;
-                self.write_to(tables, &bytes, offset)
+                buffers.read(memory, bytes).map_err(io::Error::other)?;
+                self.write_to(tables, bytes, offset)
             }
         }
     }
@@ -458,7 +459,8 @@ fn write_clusters(tables: &Tables, bytes: &[u8], offset: u64) -> io::Result<()> 
     let cluster = tables.inner().zero_granularity().unwrap_or(1);
     let first = offset - offset % cluster;
     let end = (offset + bytes.len() as u64).next_multiple_of(cluster).min(tables.size());
-    let mut clusters = vec![0; (end - first) as usize];
+    let mut clusters = aligned_memory((end - first) as usize)?;
+    let clusters = clusters.as_mut().into_slice();
     let (before, rest) = clusters.split_at_mut((offset - first) as usize);
     let (new, behind) = rest.split_at_mut(bytes.len());
     tables.read(before, first)?;
@@ -472,7 +474,7 @@ fn write_clusters(tables: &Tables, bytes: &[u8], offset: u64) -> io::Result<()> 
         if now == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        place.storage().file().write_all_at(&rest[..now], place.offset())?;
+        write_all_at(place.storage().file(), &rest[..now], place.offset())?;
         tables.commit_data_mapping(place)?;
         done += now;
     }

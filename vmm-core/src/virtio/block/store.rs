@@ -12,18 +12,22 @@ use super::copy::next_data;
 use super::qcow2::{self, Backing, Image};
 use crate::memory::RamMap;
 use crate::sys::file::{self, Clearing, Direction};
+use crate::sys::sectors::{self, SECTOR_BYTES};
 use crate::virtio::buffers::Buffers;
 
 /// Block size of `stat` in bytes, whatever block size the file system has.
 const STAT_BLOCK_BYTES: u64 = 512;
+/// Most bytes that are copied at a time: whole sectors.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// Storage of a disk's bytes. All methods may be called from any thread.
 #[derive(Debug)]
 pub(super) struct Store {
     file: Arc<File>,
-    image: Option<Image>,
+    image: Option<Arc<Image>>,
     /// Whether its bytes go through the host's cache. All of them or none: the cache of a block
-    /// device may keep what was there before a write that bypassed it.
+    /// device may keep what was there before a write that bypassed it. What an image is based on
+    /// always does.
     cache: CacheMode,
 }
 
@@ -54,19 +58,21 @@ impl Store {
     ) -> io::Result<Self> {
         let is_image = qcow2::is_named(path) && file.metadata()?.is_file();
         let image = is_image.then(|| Image::open(path, file, access, handed)).transpose()?;
+        let image = image.map(Arc::new);
         Ok(Self { file: Arc::clone(file), image, cache: CacheMode::Writeback })
     }
 
     /// Returns the same storage, whose bytes bypass the host's cache from now on.
     ///
     /// # Errors
-    /// If there is an image, or the file system or the device cannot do that.
+    /// If the file system or the device cannot do that, or an image has a part of a sector.
     pub(super) fn bypassing_cache(&self) -> io::Result<Self> {
-        if !self.is_raw() {
-            return Err(io::Error::other("cache=none is for raw disks"));
+        if self.image.as_ref().is_some_and(|image| !image.bytes().is_multiple_of(SECTOR_BYTES)) {
+            return Err(cache::unsupported("the image's size is not a multiple of 512 bytes"));
         }
         cache::bypass(&self.file)?;
-        Ok(Self { file: Arc::clone(&self.file), image: None, cache: CacheMode::None })
+        let (file, image) = (Arc::clone(&self.file), self.image.clone());
+        Ok(Self { file, image, cache: CacheMode::None })
     }
 
     /// Returns whether its bytes go through the host's cache.
@@ -86,7 +92,7 @@ impl Store {
 
     /// Returns the files that an image is based on.
     pub(super) fn backing(&self) -> &[Backing] {
-        self.image.as_ref().map_or(&[], Image::backing)
+        self.image.as_ref().map_or(&[], |image| image.backing())
     }
 
     /// Returns the number of bytes.
@@ -136,7 +142,7 @@ impl Store {
         match (&self.image, self.cache) {
             (Some(image), _) => image.read(bytes, offset),
             (None, CacheMode::Writeback) => self.file.read_exact_at(bytes, offset),
-            (None, CacheMode::None) => cache::read(&self.file, bytes, offset),
+            (None, CacheMode::None) => sectors::read_exact_at(&self.file, bytes, offset),
         }
     }
 
@@ -148,7 +154,7 @@ impl Store {
         match (&self.image, self.cache) {
             (Some(image), _) => image.write(bytes, offset),
             (None, CacheMode::Writeback) => self.file.write_all_at(bytes, offset),
-            (None, CacheMode::None) => cache::write(&self.file, bytes, offset),
+            (None, CacheMode::None) => sectors::write_all_at(&self.file, bytes, offset),
         }
     }
 
@@ -164,12 +170,38 @@ impl Store {
         direction: Direction,
     ) -> io::Result<()> {
         match &self.image {
+            _ if !self.takes(buffers) => self.copy(offset, buffers, memory, direction),
             Some(image) => image.transfer(offset, buffers, memory, direction),
-            None if self.takes(buffers) => {
-                move_bytes(&self.file, offset, buffers, memory, direction)
-            }
-            None => cache::transfer(&self.file, offset, buffers, memory, direction),
+            None => move_bytes(&self.file, offset, buffers, memory, direction),
         }
+    }
+
+    /// Moves all bytes of `buffers` from `offset` on through aligned memory.
+    fn copy(
+        &self,
+        mut offset: u64,
+        buffers: &Buffers,
+        memory: &RamMap,
+        direction: Direction,
+    ) -> io::Result<()> {
+        let mut aligned = sectors::aligned_memory(buffers.bytes().min(PIECE_BYTES) as usize)?;
+        let mut rest = buffers.clone();
+        while rest.bytes() > 0 {
+            let Some(now) = rest.take_front(rest.bytes().min(PIECE_BYTES)) else { break };
+            let bytes = aligned.as_mut_range(0..now.bytes() as usize).into_slice();
+            match direction {
+                Direction::In => {
+                    self.read(bytes, offset)?;
+                    now.write(memory, bytes).map_err(io::Error::other)?;
+                }
+                Direction::Out => {
+                    now.read(memory, bytes).map_err(io::Error::other)?;
+                    self.write(bytes, offset)?;
+                }
+            }
+            offset += now.bytes();
+        }
+        Ok(())
     }
 
     /// Returns whether the kernel can move bytes between the file and these buffers.
@@ -187,9 +219,10 @@ impl Store {
         direction: Direction,
     ) -> Option<(Arc<File>, u64)> {
         match &self.image {
+            _ if !self.takes(buffers) => None,
             // The request itself will meet the error.
             Some(image) => image.place(offset, buffers.bytes(), direction).ok().flatten(),
-            None => self.takes(buffers).then(|| (Arc::clone(&self.file), offset)),
+            None => Some((Arc::clone(&self.file), offset)),
         }
     }
 

@@ -7,10 +7,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::{Range, RangeInclusive};
-use std::os::unix::fs::FileExt;
 
 use super::header::Header;
 use crate::sys::file::discard;
+use crate::sys::sectors::read_exact_at;
 
 /// Most ranges that wait for the tables to be durable, which bounds how long a pause takes.
 const RANGES_MAX: usize = 256;
@@ -128,13 +128,13 @@ impl<'a> Counts<'a> {
         }
         let mut entry = [0; ENTRY_BYTES as usize];
         let entry_at = self.table_at.checked_add(place * ENTRY_BYTES);
-        self.file.read_exact_at(&mut entry, entry_at.ok_or(io::ErrorKind::InvalidData)?)?;
+        read_exact_at(self.file, &mut entry, entry_at.ok_or(io::ErrorKind::InvalidData)?)?;
         let at = u64::from_be_bytes(entry) & BLOCK_OFFSET;
         if at == 0 {
             return Ok(Vec::new());
         }
         let mut block = vec![0; 1 << self.cluster_bits];
-        self.file.read_exact_at(&mut block, at)?;
+        read_exact_at(self.file, &mut block, at)?;
         Ok(block)
     }
 

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+
+use crate::sys::sectors::read_exact_at;
 
 /// Bytes of the header up to the fields of version 3 that are read here; all images are longer.
 const BYTES: usize = 100;
@@ -44,7 +45,7 @@ impl Header {
     /// If it cannot be read, or the file is shorter.
     pub(super) fn read(file: &File) -> io::Result<Self> {
         let mut bytes = [0; BYTES];
-        file.read_exact_at(&mut bytes, 0)?;
+        read_exact_at(file, &mut bytes, 0)?;
         let field = |at: usize| u32::from_be_bytes(std::array::from_fn(|n| bytes[at + n]));
         let long = |at: usize| u64::from(field(at)) << 32 | u64::from(field(at + 4));
         let version = field(4);
@@ -73,7 +74,7 @@ impl Header {
         let (mut at, mut blocks) = (self.refcount_at, Vec::new());
         while at < end {
             let mut piece = vec![0; PIECE_BYTES.min(end - at) as usize];
-            file.read_exact_at(&mut piece, at)?;
+            read_exact_at(file, &mut piece, at)?;
             at += piece.len() as u64;
             let (entries, _) = piece.as_chunks::<{ ENTRY_BYTES as usize }>();
             let offsets = entries.iter().map(|entry| u64::from_be_bytes(*entry) & !RESERVED);
@@ -115,6 +116,7 @@ impl Header {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
     use std::sync::Arc;
 
     use super::*;

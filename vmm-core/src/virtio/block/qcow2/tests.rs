@@ -3,7 +3,7 @@
 mod space;
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -14,6 +14,7 @@ use super::super::config::{BlockConfig, Occupied};
 use super::super::content::DiskContent;
 use super::super::disk::Disk;
 use super::*;
+use crate::sys::file::make_direct;
 use crate::virtio::DeviceError;
 use crate::virtio::buffers::tests::memory;
 
@@ -24,7 +25,9 @@ struct Folder(TempDir);
 
 impl Folder {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        // Not all file systems for temporary files have `O_DIRECT`.
+        let program = std::env::current_exe().unwrap();
+        Self(tempfile::tempdir_in(program.parent().unwrap()).unwrap())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -210,7 +213,8 @@ fn files_elsewhere_and_chains_without_an_end_are_not_opened() {
     fs::create_dir(folder.path("below")).unwrap();
     fs::write(folder.path("below/secret"), [1; 512]).unwrap();
     symlink("below/secret", folder.path("link")).unwrap();
-    for backing in ["below/secret", "link", "/etc/passwd", "../../../../../etc/passwd"] {
+    let up = format!("{}etc/passwd", "../".repeat(32));
+    for backing in ["below/secret", "link", "/etc/passwd", &up] {
         folder.create("a.qcow2", 512, Some((backing, "raw")));
         let refusal = folder.refusal("a.qcow2");
         assert!(refusal.contains("in the folder of the image"), "{backing}: {refusal}");
@@ -529,14 +533,21 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn an_image_has_what_was_written_last(steps in steps(), has_backing: bool) {
+    fn an_image_has_what_was_written_last(
+        steps in steps(),
+        cluster in prop::sample::select(vec![512, 4096, CLUSTER]),
+        (has_backing, bypasses_cache) in any::<(bool, bool)>(),
+    ) {
         let folder = Folder::new();
         let below: Vec<u8> = (0..DISK_BYTES).map(|at| (at / 512) as u8).collect();
         let is_longer = [&below[..], &[1; 2 * CLUSTER as usize]].concat();
         fs::write(folder.path("base"), &is_longer).unwrap();
         let backing = has_backing.then_some(("base", "raw"));
-        folder.create("a.qcow2", DISK_BYTES, backing);
+        folder.create_with(cluster, "a.qcow2", DISK_BYTES, backing);
         let image = folder.open("a.qcow2", Access::ReadWrite).unwrap();
+        if bypasses_cache {
+            make_direct(&image.file).unwrap();
+        }
         let mut expected = if has_backing { below } else { vec![0; DISK_BYTES as usize] };
         let memory = memory();
         for step in steps {

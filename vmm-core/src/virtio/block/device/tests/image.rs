@@ -63,13 +63,14 @@ fn cut_zeros_off(path: &Path) {
 }
 
 fn open(path: &Path, engine: EngineChoice) -> Bench {
-    open_with(path, engine, 1, true)
+    open_with(path, (engine, CacheMode::Writeback), 1, true)
 }
 
 /// Opens a disk of so many queues, with a driver that flushes or does not.
-fn open_with(path: &Path, engine: EngineChoice, queues: u16, flushes: bool) -> Bench {
+fn open_with(path: &Path, (engine, cache): Mode, queues: u16, flushes: bool) -> Bench {
     let config = BlockConfig::new(path, Access::ReadWrite, "serial-1").unwrap();
-    let mut device = BlockDevice::open(&config.with_engine(engine).with_queues(queues)).unwrap();
+    let config = config.with_engine(engine).with_cache(cache).with_queues(queues);
+    let mut device = BlockDevice::open(&config).unwrap();
     device.take_over().unwrap();
     let mut bench = Bench::switched_off(Box::new(device));
     let features = bench.backend.device().features();
@@ -84,9 +85,11 @@ fn queue_of(bench: &Bench, slot: usize) -> usize {
     slot % bench.registers.len()
 }
 
-/// Places in guest memory of request `number`: header, data and status.
+/// Places in guest memory of request `number`: header, data and status. The data of every second
+/// request are not aligned.
 fn places(number: usize) -> (u64, u64, u64) {
-    (0x2_0000 + number as u64 * 32, 0x3_0000 + number as u64 * 0x1_0000, STATUS + number as u64)
+    let number = number as u64;
+    (0x2_0000 + number * 32, 0x3_0000 + number * 0x1_0000 + number % 2 * 100, STATUS + number)
 }
 
 fn offer(bench: &mut Bench, number: usize, slot: usize, ask: Ask) {
@@ -212,18 +215,21 @@ proptest! {
     #[test]
     fn requests_at_once_read_and_write_what_they_say(
         batches in proptest::collection::vec(batch(), 1..12),
-        (has_backing, by_ring, flushes) in any::<(bool, bool, bool)>(),
+        (has_backing, by_ring, flushes, bypasses_cache) in any::<(bool, bool, bool, bool)>(),
         queues in 1..=2_u16,
     ) {
-        let folder = tempfile::tempdir().unwrap();
+        // Not all file systems for temporary files have `O_DIRECT`.
+        let program = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
         let path = folder.path().join("a.qcow2");
         let below: Vec<u8> = (0..BYTES).map(|at| (at / 512) as u8).collect();
         fs::write(folder.path().join("base"), &below).unwrap();
         create(&path, has_backing.then_some("base"));
         let mut expected = if has_backing { below } else { vec![0; BYTES] };
         let engine = if by_ring { EngineChoice::IoUring } else { EngineChoice::Sync };
+        let cache = if bypasses_cache { CacheMode::None } else { CacheMode::Writeback };
         for part in batches.chunks(4) {
-            let mut bench = open_with(&path, engine, queues, flushes);
+            let mut bench = open_with(&path, (engine, cache), queues, flushes);
             for batch in part {
                 ask_all(&mut bench, batch, &mut expected);
             }
