@@ -423,7 +423,7 @@ mod tests {
         let file = state.root().join("guest.toml");
         let uuid = source_record(SourceState::Done, 1).guest_uuid;
         std::fs::write(&file, format!("name = \"{name}\"\nuuid = \"{uuid}\"")).unwrap();
-        state.definitions().define(&file).unwrap()
+        state.definitions().define(&file, |_| Ok(None)).unwrap()
     }
 
     #[test]

@@ -146,8 +146,9 @@ pub(crate) struct Kept {
     /// The guest's identity.
     pub(crate) uuid: Option<Uuid>,
     /// The address of each network device that has one.
-    addresses: Vec<Option<MacAddress>>,
-    machine: Option<MachineKind>,
+    pub(crate) addresses: Vec<Option<MacAddress>>,
+    /// How it reaches its devices.
+    pub(crate) machine: Option<MachineKind>,
 }
 
 impl Kept {

@@ -63,15 +63,24 @@ impl Definitions {
         Self { folder }
     }
 
-    /// Stores the definition file at `path`, with a UUID and addresses for its network devices. It
-    /// replaces the definition of the same name. Returns the name.
+    /// Stores the definition file at `path`, with a UUID and addresses for its network devices:
+    /// those that the guest of this name keeps, by its definition or else as it `runs`. It replaces
+    /// the definition of the same name. Returns the name.
     ///
     /// # Errors
-    /// If the file describes no valid guest or has no name, or the file cannot be written.
-    pub(crate) fn define(&self, path: &Path) -> Result<GuestName> {
+    /// If the file describes no valid guest or has no name, or the file cannot be written; or if
+    /// `runs` fails.
+    pub(crate) fn define(
+        &self,
+        path: &Path,
+        runs: impl FnOnce(&GuestName) -> Result<Option<Kept>>,
+    ) -> Result<GuestName> {
         let document = Document::read(path)?;
         let name = document.name(path)?;
-        let before = self.find(name)?.and_then(|definition| definition.kept());
+        let before = match self.find(name)?.and_then(|definition| definition.kept()) {
+            None if document.spec.uuid.is_none() => runs(name)?,
+            before => before,
+        };
         let text = document.text_to_keep(before.as_ref()).with_context(|| {
             format!("cannot define {name} (`lighter undefine {name}` forgets it)")
         })?;
@@ -212,7 +221,7 @@ mod tests {
     fn a_definition_is_kept_verbatim_until_it_is_removed() {
         let (_folder, definitions, file) = folders();
         fs::write(&file, "# mine\nname = \"web\"\ncpus = 2\n").unwrap();
-        assert_eq!(definitions.define(&file).unwrap(), name("web"));
+        assert_eq!(definitions.define(&file, |_| Ok(None)).unwrap(), name("web"));
         fs::remove_file(&file).unwrap();
 
         let web = definitions.expect(&name("web")).unwrap();
@@ -230,7 +239,7 @@ mod tests {
         for (text, word) in [("cpus = 2", "`name` is missing"), ("name = \"web\"\nx = 1", ":2: x:")]
         {
             fs::write(&file, text).unwrap();
-            let error = format!("{:#}", definitions.define(&file).unwrap_err());
+            let error = format!("{:#}", definitions.define(&file, |_| Ok(None)).unwrap_err());
             assert!(error.contains("web.toml") && error.contains(word), "{error}");
         }
         assert!(definitions.list().unwrap().is_empty());
@@ -240,16 +249,16 @@ mod tests {
     fn autostart_is_removed_with_the_guest() {
         let (_folder, definitions, file) = folders();
         fs::write(&file, "name = \"web\"").unwrap();
-        definitions.define(&file).unwrap();
+        definitions.define(&file, |_| Ok(None)).unwrap();
         definitions.set_autostart(&name("web"), true).unwrap();
         definitions.set_autostart(&name("web"), true).unwrap();
         assert!(definitions.expect(&name("web")).unwrap().autostart);
         // A new file changes the guest's configuration, but not its autostart.
-        definitions.define(&file).unwrap();
+        definitions.define(&file, |_| Ok(None)).unwrap();
         assert!(definitions.expect(&name("web")).unwrap().autostart);
 
         definitions.undefine(&name("web")).unwrap();
-        definitions.define(&file).unwrap();
+        definitions.define(&file, |_| Ok(None)).unwrap();
         assert!(!definitions.expect(&name("web")).unwrap().autostart);
         definitions.set_autostart(&name("web"), false).unwrap();
     }
@@ -276,7 +285,7 @@ mod tests {
     fn a_guest_whose_file_has_a_fault_keeps_its_identity() {
         let (_folder, definitions, file) = folders();
         fs::write(&file, "name = \"web\"\nmemory = \"512M\"").unwrap();
-        definitions.define(&file).unwrap();
+        definitions.define(&file, |_| Ok(None)).unwrap();
         let web = definitions.expect(&name("web")).unwrap();
         let uuid = web.uuid().unwrap().expect("it was chosen");
         let text = fs::read_to_string(&web.path).unwrap();
@@ -285,7 +294,7 @@ mod tests {
         let damaged = definitions.expect(&name("web")).unwrap();
         assert!(format!("{:#}", damaged.spec.as_ref().unwrap_err()).contains("write 512M"));
         assert_eq!(damaged.uuid().unwrap(), Some(uuid));
-        definitions.define(&file).unwrap();
+        definitions.define(&file, |_| Ok(None)).unwrap();
         assert_eq!(definitions.expect(&name("web")).unwrap().spec.unwrap().uuid, Some(uuid));
 
         fs::write(&web.path, "name = ").unwrap();
@@ -302,7 +311,7 @@ mod tests {
             "{error}"
         );
         fs::write(&file, "name = \"web\"").unwrap();
-        definitions.define(&file).unwrap();
+        definitions.define(&file, |_| Ok(None)).unwrap();
         let error = definitions.set_autostart(&name("wbe"), true).unwrap_err().to_string();
         assert!(error.contains("defined: web"), "{error}");
     }

@@ -9,5 +9,5 @@
 mod document;
 mod folder;
 
-pub(crate) use document::Document;
+pub(crate) use document::{Document, Kept};
 pub(crate) use folder::{Definition, Definitions};

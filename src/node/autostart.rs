@@ -154,7 +154,7 @@ mod tests {
     fn define(state: &StateDir, name: &str) {
         let file = state.root().join("guest.toml");
         std::fs::write(&file, format!("name = \"{name}\"")).unwrap();
-        let name = state.definitions().define(&file).unwrap();
+        let name = state.definitions().define(&file, |_| Ok(None)).unwrap();
         state.definitions().set_autostart(&name, true).unwrap();
     }
 

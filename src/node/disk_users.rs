@@ -124,7 +124,7 @@ mod tests {
         let text =
             format!("name = \"web\"\nkernel = \"/k\"\n{more}\n[[disk]]\npath = \"{path}\"\n");
         std::fs::write(&file, text).unwrap();
-        node.state().definitions().define(&file).unwrap();
+        node.state().definitions().define(&file, |_| Ok(None)).unwrap();
         (folder, node, disk)
     }
 

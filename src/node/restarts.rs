@@ -120,7 +120,7 @@ mod tests {
         let uuid = Uuid::from_u128(5);
         let text = format!("name = \"web\"\nuuid = \"{uuid}\"\nrestart = \"on-failure\"\n");
         std::fs::write(&file, text).unwrap();
-        let guest = state.definitions().define(&file).unwrap();
+        let guest = state.definitions().define(&file, |_| Ok(None)).unwrap();
         (folder, state, Failure { guest, uuid })
     }
 

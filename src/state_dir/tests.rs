@@ -215,7 +215,7 @@ fn a_guest_that_has_ended_is_refused_with_what_runs_it_again() {
     let (_folder, state) = StateDir::temporary();
     let file = state.root().join("web.toml");
     fs::write(&file, "name = \"web\"").unwrap();
-    let web = state.definitions().define(&file).unwrap();
+    let web = state.definitions().define(&file, |_| Ok(None)).unwrap();
     let (start, restore) = ("`lighter start web`", "`lighter restore /srv/w.lighter --name web`");
     let identity =
         GuestIdentity { name: web.clone(), uuid: Uuid::nil(), pid: 7, started_unix_ms: 1 };

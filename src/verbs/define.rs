@@ -1,10 +1,14 @@
 //! `lighter define`, `undefine` and `autostart`: guest definitions.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use super::session::for_each;
+use super::session::{block_on, for_each};
+use crate::api::ApiClient;
+use crate::api::client::guest_info;
 use crate::cli::definition::{AutostartArgs, DefineArgs, DefinedArgs};
+use crate::definitions::Kept;
 use crate::exit::Exit;
+use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
 
@@ -14,9 +18,25 @@ use crate::state_dir::StateDir;
 /// If the file describes no valid guest, or cannot be stored.
 pub(crate) fn define(state: &StateDir, args: &DefineArgs) -> Result<Exit> {
     state.create()?;
-    let name = state.definitions().define(&args.file)?;
+    let name = state.definitions().define(&args.file, |name| running(state, name))?;
     output::print_line(name)?;
     Ok(Exit::Done)
+}
+
+/// Returns what the guest of this name keeps that runs on this host.
+fn running(state: &StateDir, name: &GuestName) -> Result<Option<Kept>> {
+    let guest = state.guest(name);
+    if !guest.is_live() {
+        return Ok(None);
+    }
+    let client = ApiClient::new(&guest.client_socket());
+    let Some(info) = block_on(guest_info(name, &client))? else {
+        bail!(
+            "{name} runs on this host and does not say its UUID: try again, or add `uuid = \"…\"`"
+        );
+    };
+    let addresses = info.nets.iter().map(|net| net.mac.parse().ok()).collect();
+    Ok(Some(Kept { uuid: Some(info.uuid), addresses, machine: info.machine }))
 }
 
 /// Removes guests' definitions.

@@ -44,6 +44,20 @@ fn works(host: &Host) -> Guest {
 }
 
 #[test]
+fn a_guest_that_is_defined_while_it_runs_stays_the_same_guest() {
+    let pair = Pair::without_nodes();
+    let path = file(&pair, WEB);
+    pair.a.run(&["run", "--detach", &path]).ok();
+    let uuid = || pair.a.run(&["show", "web-1", "--json"]).ok().json()["uuid"].clone();
+    let of_running = uuid();
+    pair.a.run(&["define", &path]).ok();
+    pair.a.run(&["destroy", "web-1"]).ok();
+    pair.a.run(&["start", "web-1"]).ok();
+    assert_eq!(uuid(), of_running);
+    assert!(of_running.is_string());
+}
+
+#[test]
 fn a_defined_guest_is_shown_while_it_is_off_and_started_by_its_name() {
     let pair = Pair::without_nodes();
     let path = file(&pair, WEB);
