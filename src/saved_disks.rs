@@ -46,11 +46,15 @@ pub(crate) fn expect_unneeded(
     let is_off = |it: &Ended| !pass(it) && !state.guest(&it.name).is_live();
     for ended in ended.filter(is_off) {
         let Some(guest) = SavedGuest::of(&ended) else { continue };
-        let is_wanted = |written: &&PathBuf| disks.iter().any(|disk| overlap(disk, written));
-        if let Some(disk) = guest.written.iter().find(is_wanted) {
-            let (disk, name, file) = (disk.display(), &ended.name, guest.file.display());
+        let pairs = disks.iter().flat_map(|disk| guest.written.iter().map(move |its| (disk, its)));
+        if let Some((disk, its)) = pairs.into_iter().find(|(disk, its)| overlap(disk, its)) {
+            let (name, file) = (&ended.name, guest.file.display());
+            let which = match is_one(disk, its) {
+                true => format!("{} is", disk.display()),
+                false => format!("{} overlaps {},", disk.display(), its.display()),
+            };
             bail!(
-                "{disk} is a disk of the guest {name}, which was saved to {file} and needs it unchanged: restore that, \
+                "{which} a disk of the guest {name}, which was saved to {file} and needs it unchanged: restore that, \
                  or remove the file to use the disk without it"
             );
         }

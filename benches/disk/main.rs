@@ -1,5 +1,6 @@
 //! A guest's disk under lighter and under QEMU's virtio-mmio, in one run: the same Linux kernel,
-//! the same program in it, the same host, and files of the same content, which the host has cached.
+//! the same program in it, the same host, and files of the same content, which the host has cached
+//! unless `--uncached` is given (`TMPDIR` then needs a file system with `O_DIRECT`).
 //!
 //!     cargo bench --bench disk [-- --runs 5 --image --uncached]
 //!

@@ -66,6 +66,26 @@ impl Document {
         Ok(text)
     }
 
+    /// Returns what the guest keeps if it is `running`, as far as that is known.
+    ///
+    /// # Errors
+    /// That of `running`, if the file does not say which guest it is.
+    pub(super) fn kept_of(&self, running: Result<Option<Kept>>) -> Result<Option<Kept>> {
+        let wanted = self.spec.uuid;
+        let kept = match running {
+            Err(_) if wanted.is_some() => None,
+            running => running?.filter(|kept| wanted.is_none() || wanted == kept.uuid),
+        };
+        Ok(kept.map(|kept| Kept {
+            // After a device has been detached, the others have the places of others.
+            addresses: match kept.addresses.len() == self.spec.net.len() {
+                true => kept.addresses,
+                false => Vec::new(),
+            },
+            ..kept
+        }))
+    }
+
     fn missing_identity(
         &self,
         root: &DeTable<'_>,

@@ -63,22 +63,22 @@ impl Definitions {
         Self { folder }
     }
 
-    /// Stores the definition file at `path`, with a UUID and addresses for its network devices:
-    /// those that the guest of this name keeps, by its definition or else as it `runs`. It replaces
-    /// the definition of the same name. Returns the name.
+    /// Stores the definition file at `path`; it replaces the definition of the same name. The guest
+    /// keeps the UUID, addresses and machine of that or, without one, those that `running` returns
+    /// of this guest; the rest is chosen here. Returns the name.
     ///
     /// # Errors
     /// If the file describes no valid guest or has no name, or the file cannot be written; or if
-    /// `runs` fails.
+    /// `running` fails and the file has no UUID.
     pub(crate) fn define(
         &self,
         path: &Path,
-        runs: impl FnOnce(&GuestName) -> Result<Option<Kept>>,
+        running: impl FnOnce(&GuestName) -> Result<Option<Kept>>,
     ) -> Result<GuestName> {
         let document = Document::read(path)?;
         let name = document.name(path)?;
         let before = match self.find(name)?.and_then(|definition| definition.kept()) {
-            None if document.spec.uuid.is_none() => runs(name)?,
+            None => document.kept_of(running(name))?,
             before => before,
         };
         let text = document.text_to_keep(before.as_ref()).with_context(|| {
@@ -202,6 +202,8 @@ fn read(path: &Path, name: &GuestName) -> Result<GuestSpec> {
 
 #[cfg(test)]
 mod tests {
+    use vmm_core::MachineKind;
+
     use super::*;
 
     fn name(text: &str) -> GuestName {
@@ -231,6 +233,43 @@ mod tests {
         definitions.undefine(&name("web")).unwrap();
         assert!(definitions.find(&name("web")).unwrap().is_none());
         assert!(definitions.undefine(&name("web")).is_err());
+    }
+
+    #[test]
+    fn a_guest_that_runs_keeps_what_it_is_unless_the_file_says_otherwise() {
+        let (_folder, definitions, file) = folders();
+        let (own, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let nets = "[[net]]\nbridge = \"br0\"\n[[net]]\nbridge = \"br0\"\n";
+        let runs = |addresses: &[&str]| Kept {
+            uuid: Some(own),
+            addresses: addresses.iter().map(|mac| mac.parse().ok()).collect(),
+            machine: Some(MachineKind::Mmio),
+        };
+        let [one, two] = ["52:54:00:00:00:01", "52:54:00:00:00:02"];
+        for (given, addresses, keeps) in [
+            (None, &[one, two][..], [true; 3]),
+            (Some(own), &[one, two], [true; 3]),
+            (None, &[one], [true, false, true]),
+            (Some(other), &[one, two], [false; 3]),
+        ] {
+            let given = given.map(|uuid| format!("uuid = \"{uuid}\"\n")).unwrap_or_default();
+            fs::write(&file, format!("name = \"web\"\nkernel = \"/k\"\n{given}{nets}")).unwrap();
+            definitions.define(&file, |_| Ok(Some(runs(addresses)))).unwrap();
+            let spec = definitions.expect(&name("web")).unwrap().spec.unwrap();
+            let macs: Vec<_> = spec.net.iter().map(|net| net.mac.unwrap().to_string()).collect();
+            let is_kept = [
+                spec.uuid == Some(own),
+                macs == [one, two],
+                spec.machine == Some(MachineKind::Mmio),
+            ];
+            assert_eq!(is_kept, keeps, "{spec:?}");
+            definitions.undefine(&name("web")).unwrap();
+        }
+        let silent = || definitions.define(&file, |_| anyhow::bail!("it does not answer"));
+        silent().unwrap();
+        definitions.undefine(&name("web")).unwrap();
+        fs::write(&file, "name = \"web\"\n").unwrap();
+        silent().unwrap_err();
     }
 
     #[test]

@@ -307,6 +307,7 @@ impl ProcessControl {
     /// # Errors
     /// As for [`Self::shut_down`], or if the guest cannot be booted again on this host.
     pub(super) fn reboot(&self, request: &RebootRequest) -> Result<StateAnswer, ApiError> {
+        self.refuse_when_busy(&self.process().occupation())?;
         self.machine()?.vm().expect_bootable().map_err(ApiError::failed)?;
         let timeout = Duration::from_millis(request.timeout_ms).min(REBOOT_TIMEOUT_MAX);
         self.press_power_button(Some(Instant::now() + timeout))

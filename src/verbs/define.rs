@@ -23,7 +23,7 @@ pub(crate) fn define(state: &StateDir, args: &DefineArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Returns what the guest of this name keeps that runs on this host.
+/// Returns the identity of the guest of this name, if it runs on this host.
 fn running(state: &StateDir, name: &GuestName) -> Result<Option<Kept>> {
     let guest = state.guest(name);
     if !guest.is_live() {
@@ -32,7 +32,7 @@ fn running(state: &StateDir, name: &GuestName) -> Result<Option<Kept>> {
     let client = ApiClient::new(&guest.client_socket());
     let Some(info) = block_on(guest_info(name, &client))? else {
         bail!(
-            "{name} runs on this host and does not say its UUID: try again, or add `uuid = \"…\"`"
+            "{name} is running, but its process does not answer: try again, or set `uuid` in the file"
         );
     };
     let addresses = info.nets.iter().map(|net| net.mac.parse().ok()).collect();

@@ -192,7 +192,7 @@ fn a_device_that_another_host_has_written_is_refused_to_the_saved_guest() {
     let [here, there] = set_up(&lab, "/dev/vdb");
     here.lighter(SAVE).ok();
     here.sh("losetup /dev/loop0 /dev/vdb").ok();
-    let needed = ["/dev/loop0 is a disk of the guest db, which was saved to"];
+    let needed = ["/dev/loop0 overlaps /dev/vdb, a disk of the guest db, which was saved to"];
     here.lighter(&format!("{RUN} other --disk /dev/loop0")).complains(&needed);
     here.sh("losetup --detach /dev/loop0").ok();
     // The host keeps its cached pages of the device for as long as the device is open.

@@ -41,7 +41,7 @@ fn a_disk_on_nfs_has_one_writer_on_all_hosts() {
     let moved = [disk.as_str(), "belongs to the guest db", "has it as db (running)"];
     here.lighter(&format!("{RUN} other --disk {disk}")).complains(&moved);
 
-    // The server has let its client cache the file, and asks for it back.
+    // The client holds a delegation, which the server recalls.
     let own = "/srv/nfs/own.raw";
     here.sh(&format!("truncate -s 16M {own}")).ok();
     there.sh(&format!("setsid -f sleep 600 < {SHARED}/own.raw > /dev/null 2>&1")).ok();

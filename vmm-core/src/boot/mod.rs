@@ -23,6 +23,7 @@ mod variables;
 pub(crate) mod vmgenid;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 #[cfg(test)]
 pub(crate) use entry::in_protected_mode as start_protected_mode;
@@ -91,6 +92,9 @@ pub enum BootError {
         /// Path that the file was recorded with.
         path: PathBuf,
     },
+    /// The file was refused before.
+    #[error(transparent)]
+    Refused(Arc<BootError>),
     /// The file is no firmware that this guest can be started with.
     #[error("cannot boot the firmware {}: {reason}", path.display())]
     Firmware {

@@ -13,7 +13,7 @@ use std::io::{ErrorKind, Read, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -226,6 +226,8 @@ enum Content {
     ByName,
     /// From another thread, which may open the file where this process may not.
     Wanted(Receiver<Result<File, BootError>>),
+    /// Not at all: the other thread has refused the file.
+    Refused(Arc<BootError>),
 }
 
 /// A request to open a file that a reboot needs, for a thread that has the permission.
@@ -290,22 +292,26 @@ impl BootFile {
     ///
     /// # Errors
     /// [`BootError::Read`] if it cannot be read; [`BootError::FileTooLarge`];
-    /// [`BootError::Changed`] if its digest differs.
+    /// [`BootError::Changed`] if its digest differs; [`BootError::Refused`] if one of these was
+    /// the answer of the thread that opens it.
     pub(super) fn read(&self, bytes_max: u64) -> Result<File, BootError> {
         let unreadable = unreadable(self.what, &self.path);
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         if let Content::Wanted(wanted) = &*content {
             let late = |_| unreadable(std::io::Error::other("this process may not open it"));
             let opened = wanted.recv_timeout(OPENED_WITHIN).map_err(late)?;
-            // There is one answer: what is asked later looks at the name again, if it may.
-            *content = Content::ByName;
-            *content = Content::Open(opened?);
+            *content = opened.map_or_else(|error| Content::Refused(error.into()), Content::Open);
         }
-        let Content::Open(file) = &*content else {
-            return open_known(self.what, &self.path, self.digest, bytes_max);
-        };
-        let file = file.try_clone().map_err(&unreadable)?;
-        expect_content(file, self.what, &self.path, self.digest)
+        match &*content {
+            Content::Open(file) => {
+                let file = file.try_clone().map_err(&unreadable)?;
+                expect_content(file, self.what, &self.path, self.digest)
+            }
+            Content::Refused(error) => Err(BootError::Refused(Arc::clone(error))),
+            Content::ByName | Content::Wanted(_) => {
+                open_known(self.what, &self.path, self.digest, bytes_max)
+            }
+        }
     }
 }
 
@@ -442,7 +448,13 @@ mod tests {
         assert_eq!(content(&arrived).unwrap(), "same", "as often as needed");
         let (changed, wanted) = elsewhere();
         wanted.into_iter().for_each(WantedFile::open);
-        assert!(matches!(content(&changed), Err(BootError::Changed { .. })));
+        for _ in 0..2 {
+            let error = content(&changed).unwrap_err().to_string();
+            assert!(
+                error.ends_with("is not the kernel that the guest was started with"),
+                "{error}"
+            );
+        }
         let (unopened, wanted) = elsewhere();
         drop(wanted);
         let error = content(&unopened).unwrap_err();

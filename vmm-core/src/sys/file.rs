@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vm_memory::bitmap::Bitmap;
@@ -16,6 +17,11 @@ use super::{RamSlice, check};
 pub(crate) const SLICES_MAX: usize = 1024;
 /// Zeros written at a time, in bytes.
 const ZEROS_BYTES: u64 = 64 << 10;
+
+/// How long a lease may take to be given up.
+const LEASE_PATIENCE: Duration = Duration::from_secs(3);
+/// Interval between attempts to open a file despite a lease.
+const LEASE_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,6 +289,27 @@ pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
     };
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut found))?;
     Ok(i32::from(found.l_type) != libc::F_UNLCK)
+}
+
+/// Calls `open`, which does not wait for others, and again while another process has a lease on the
+/// file: an NFS server that has delegated it to a client recalls the delegation, and refuses other
+/// opens until then.
+///
+/// # Errors
+/// That of `open`; `WouldBlock` if the lease is not given up soon.
+pub(crate) fn despite_lease(mut open: impl FnMut() -> io::Result<File>) -> io::Result<File> {
+    let deadline = Instant::now() + LEASE_PATIENCE;
+    loop {
+        match open() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            Err(_) if Instant::now() < deadline => std::thread::sleep(LEASE_INTERVAL),
+            Err(_) => {
+                let text = "an NFS client or another process has a lease on it: try again";
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// Clears `O_NONBLOCK`, with which a file was opened whose path is not trusted, and `O_DIRECT`: up

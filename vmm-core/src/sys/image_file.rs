@@ -13,8 +13,8 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -33,7 +33,10 @@ const DIRTY: u8 = 1;
 #[derive(Debug)]
 pub(crate) struct DirtyMark {
     file: Arc<File>,
-    is_set: AtomicBool,
+    /// Locked until the mark is durable: [`DirtyMark::change`] writes the sector back that it has
+    /// read, and no header may be written in between. Reads write tables, too: imago makes room for
+    /// others.
+    is_set: Mutex<bool>,
     /// Number of the error; 0 if there was none. Linux reports lost writes once for an open file,
     /// and imago does not pass on all errors.
     fault: AtomicI32,
@@ -43,7 +46,7 @@ impl DirtyMark {
     /// Returns the mark of the image in `file`, which is not set.
     pub(crate) fn new(file: &Arc<File>) -> Arc<Self> {
         let file = Arc::clone(file);
-        Arc::new(Self { file, is_set: AtomicBool::new(false), fault: AtomicI32::new(0) })
+        Arc::new(Self { file, is_set: Mutex::new(false), fault: AtomicI32::new(0) })
     }
 
     /// Returns whether the image in `file` is marked.
@@ -58,10 +61,12 @@ impl DirtyMark {
 
     /// Durably marks the image, if it is not marked yet.
     fn set(&self) -> io::Result<()> {
-        if self.is_set.swap(true, Ordering::AcqRel) {
-            return Ok(());
+        let mut is_set = self.is_set.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*is_set {
+            self.change(|byte| byte | DIRTY)?;
+            *is_set = true;
         }
-        self.change(|byte| byte | DIRTY)
+        Ok(())
     }
 
     /// Durably takes the mark off, if it is set. All that was written to the tables must be durable
@@ -70,9 +75,10 @@ impl DirtyMark {
     /// # Errors
     /// If the system refuses.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        if self.is_set.load(Ordering::Acquire) {
+        let mut is_set = self.is_set.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_set {
             self.change(|byte| byte & !DIRTY)?;
-            self.is_set.store(false, Ordering::Release);
+            *is_set = false;
         }
         Ok(())
     }
@@ -177,9 +183,9 @@ impl fmt::Display for ImageFile {
 /// The trait's `unsafe` methods ask their callers to keep alignment, without which the kernel may
 /// refuse them, and to keep concurrent writes apart, which is about data and not about memory.
 ///
-/// No alignment is more than a sector. Where a write does not have it, imago reads and writes what
-/// is around it as well, up to there: no further than the write's own cluster, since the guest may
-/// be writing to the next one.
+/// Both alignments are one sector, the smallest size of a cluster. imago widens an unaligned write
+/// to whole sectors (read, modify, write), so it never rewrites another cluster, which the guest
+/// may be writing.
 impl Storage for ImageFile {
     fn mem_align(&self) -> usize {
         SECTOR_BYTES as usize
@@ -257,5 +263,43 @@ impl Storage for ImageFile {
         self.file.set_len(bytes)?;
         self.reached.store(bytes, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::sync::Barrier;
+
+    use imago::StorageExt;
+
+    use super::*;
+
+    #[test]
+    fn a_header_that_is_written_while_the_mark_is_set_stays() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let header = [0xaa_u8; SECTOR_BYTES as usize];
+        for _ in 0..1000 {
+            file.write_all_at(&[0; 4096], 0).unwrap();
+            let mark = DirtyMark::new(&file);
+            let image = ImageFile::to_write(Path::new("/a.qcow2"), &file, &mark);
+            let begin = Barrier::new(2);
+            std::thread::scope(|scope| {
+                for (bytes, at) in [([1; SECTOR_BYTES as usize], 2048), (header, 0)] {
+                    let (begin, image) = (&begin, &image);
+                    scope.spawn(move || {
+                        begin.wait();
+                        image.write(&bytes[..], at).unwrap();
+                    });
+                }
+            });
+            let mut found = [0; SECTOR_BYTES as usize];
+            file.read_exact_at(&mut found, 0).unwrap();
+            found[DIRTY_AT as usize] &= !DIRTY;
+            assert!(found == header);
+            assert!(DirtyMark::is_on(&file).unwrap());
+            mark.clear().unwrap();
+            assert!(!DirtyMark::is_on(&file).unwrap());
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Safe wrappers of system calls that no library offers; each says why it is safe. All `unsafe` of
 //! this crate is here, except for that of the embedded workload.
 //!
-//! This module depends on the kernel and vm-memory only: it knows neither devices nor the layout of
-//! guest memory. Its errors are the kernel's.
+//! This module depends on the kernel, on vm-memory, and on imago's buffers and storage trait: it
+//! knows neither devices nor the layout of guest memory. Its errors are the kernel's.
 
 pub(crate) mod dirty_ring;
 pub(crate) mod file;

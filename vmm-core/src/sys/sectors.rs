@@ -13,10 +13,10 @@ pub(crate) const SECTOR_BYTES: u64 = 512;
 /// Alignment in memory that every device accepts with `O_DIRECT`, in bytes: a multiple of all
 /// sector sizes.
 pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
-/// Most bytes that are moved at a time: whole sectors.
-const PIECE_BYTES: u64 = 1 << 20;
+/// Most bytes that are moved at a time through aligned memory: whole sectors.
+pub(crate) const PIECE_BYTES: u64 = 1 << 20;
 
-/// Fills `bytes` from `offset` of `file` on. Neither must be aligned.
+/// Fills `bytes` from `offset` of `file` on. Neither needs alignment.
 ///
 /// # Errors
 /// `UnexpectedEof` if the file ends before; otherwise the error from the system.
@@ -36,11 +36,14 @@ pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::R
     })
 }
 
-/// Writes `bytes`, whole sectors that need not be aligned in memory, from `offset` of `file` on.
+/// Writes `bytes` from `offset` of `file` on: whole sectors, which need no alignment in memory.
 ///
 /// # Errors
-/// The error from the system.
+/// `InvalidInput` if they are not whole sectors; otherwise the error from the system.
 pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    if !(offset | bytes.len() as u64).is_multiple_of(SECTOR_BYTES) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     if is_aligned(bytes) {
         return file.write_all_at(bytes, offset);
     }
@@ -63,9 +66,14 @@ pub(crate) fn read_up_to(file: &File, sectors: &mut [u8], offset: u64) -> io::Re
             Ok(0) => break,
             Ok(read) => {
                 done += read;
-                // Only the last sector of a file can be shorter.
+                // What follows a part of a sector could not be read with `O_DIRECT`.
                 if !(read as u64).is_multiple_of(SECTOR_BYTES) {
-                    break;
+                    let is_end = offset + done as u64 >= file.metadata()?.len();
+                    return if is_end {
+                        Ok(done)
+                    } else {
+                        Err(io::ErrorKind::UnexpectedEof.into())
+                    };
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -75,7 +83,7 @@ pub(crate) fn read_up_to(file: &File, sectors: &mut [u8], offset: u64) -> io::Re
     Ok(done)
 }
 
-/// Returns memory of so many bytes, all zeros, that is aligned for any device.
+/// Returns `bytes` zeroed bytes, aligned for any device.
 ///
 /// # Errors
 /// If there is no memory left.

@@ -19,7 +19,7 @@ use super::resize;
 use super::seal::{self, Seal};
 use super::store::Store;
 use super::{departed, overwritten};
-use crate::sys::file::{make_blocking, may_write};
+use crate::sys::file::{despite_lease, make_blocking, may_write};
 use crate::virtio::DeviceError;
 use crate::virtio::handed::HandedFiles;
 
@@ -107,7 +107,11 @@ impl Disk {
     /// [`DeviceError::Disk`]; [`DeviceError::DiskDeparted`]; [`DeviceError::DiskOfHost`].
     pub(super) fn open_present(path: &Path, access: Access) -> Result<Self, DeviceError> {
         let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
-        let file = open_soon(path, access).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(access == Access::ReadWrite);
+        // Without this flag, opening a FIFO would block until its other end is opened.
+        options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+        let file = despite_lease(|| options.open(path)).map_err(failed)?;
         let disk = Self::of_file(path, &Arc::new(file), access, &[])?;
         if disk.store.is_device() && access == Access::ReadWrite {
             hold::expect_unclaimed(disk.file(), path)?;
@@ -408,26 +412,6 @@ fn expect_no_loop(path: &Path) -> Result<(), DeviceError> {
     Err(DeviceError::Config(format!(
         "{path} is on a loop device: only a guest that starts with it can have it"
     )))
-}
-
-/// Opens what is at `path`, and waits for nothing but a lease on it: an NFS server that has let a
-/// client cache the file asks for it back, and refuses others meanwhile.
-fn open_soon(path: &Path, access: Access) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(access == Access::ReadWrite);
-    // Without this flag, opening a FIFO would block until its other end is opened.
-    options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match options.open(path) {
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
-            {
-                std::thread::sleep(LOCK_INTERVAL);
-            }
-            opened => return opened,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod tests;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -40,7 +41,7 @@ use super::store::move_bytes;
 use crate::memory::RamMap;
 use crate::sys::file::{Clearing, Direction};
 use crate::sys::image_file::{DirtyMark, ImageFile};
-use crate::sys::sectors::{aligned_memory, write_all_at};
+use crate::sys::sectors::{PIECE_BYTES, SECTOR_BYTES, aligned_memory, write_all_at};
 use crate::virtio::buffers::Buffers;
 
 /// Ending of an image's name, and how an image says that its backing file is one.
@@ -49,8 +50,6 @@ const FORMAT: &str = "qcow2";
 const FILES_MAX: usize = 32;
 /// Most memory for the tables of all files of an image.
 const TABLES_BYTES_MAX: u64 = 512 << 20;
-/// Bytes that are copied at a time.
-const PIECE_BYTES: u64 = 1 << 20;
 
 /// Returns whether a disk at `path` is an image: whether its name ends in `.qcow2`.
 pub fn is_named(path: &Path) -> bool {
@@ -70,8 +69,7 @@ pub fn backing_files(path: &Path) -> Vec<PathBuf> {
     let opened = is_named(path).then(|| regular_file::open_untrusted(path));
     let Some(Ok(file)) = opened else { return Vec::new() };
     let image = Image::open(path, &Arc::new(file), Access::ReadOnly, &[]);
-    let files = image.map(|image| image.backing().iter().map(|it| it.path.clone()).collect());
-    files.unwrap_or_default()
+    image.iter().flat_map(|image| image.backing()).map(|file| file.path.clone()).collect()
 }
 
 /// An image in a file; see the module. All methods may be called from any thread.
@@ -226,7 +224,7 @@ impl Image {
         while rest.bytes() > 0 {
             let (place, length) = in_place(&tables, offset, rest.bytes(), direction)?;
             let length = if place.is_some() { length } else { length.min(PIECE_BYTES) };
-            let Some(now) = rest.take_front(length) else { break };
+            let now = rest.take_front(length).ok_or(io::ErrorKind::InvalidInput)?;
             match place {
                 Some(Place { file, at }) => move_bytes(file, at, &now, memory, direction)?,
                 None => self.copy(&tables, offset, &now, memory, direction)?,
@@ -393,7 +391,7 @@ fn mapping(tables: &Tables, offset: u64, bytes: u64) -> io::Result<(Mapping<'_, 
 }
 
 /// Returns where the disk's bytes from `offset` on can be read or written, by `direction`, if they
-/// are anywhere as they are, and for how many of the next `bytes`, not 0, that is so.
+/// are anywhere as they are, and for how many of the next `bytes` that is so: whole sectors, not 0.
 fn in_place(
     tables: &Tables,
     offset: u64,
@@ -401,6 +399,11 @@ fn in_place(
     direction: Direction,
 ) -> io::Result<(Option<Place<'_>>, u64)> {
     let (mapping, length) = mapping(tables, offset, bytes)?;
+    // A file below may end within a sector.
+    let length = length - length % SECTOR_BYTES;
+    if length == 0 {
+        return Ok((None, bytes.min(SECTOR_BYTES)));
+    }
     let place = match mapping {
         Mapping::Raw { storage, offset: at, writable, .. } => {
             let may_move = direction == Direction::In || (writable && tables.inner().writable());
@@ -474,7 +477,7 @@ fn write_clusters(tables: &Tables, bytes: &[u8], offset: u64) -> io::Result<()> 
         if now == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        write_all_at(place.storage().file(), &rest[..now], place.offset())?;
+        place.storage().file().write_all_at(&rest[..now], place.offset())?;
         tables.commit_data_mapping(place)?;
         done += now;
     }

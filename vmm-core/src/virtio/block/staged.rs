@@ -60,7 +60,9 @@ fn lock_unused(path: &Path) -> Result<File, DeviceError> {
     let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
     let in_use = || DeviceError::DiskInUse { path: path.to_path_buf() };
     let mut options = OpenOptions::new();
-    let file = regular_file::open(path, options.read(true).write(true)).map_err(failed)?;
+    options.read(true).write(true);
+    let opened = file::despite_lease(|| regular_file::open(path, &mut options));
+    let file = opened.map_err(failed)?;
     file::lock(&file, Lock::Exclusive).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => in_use(),
         _ => failed(error),

@@ -12,13 +12,11 @@ use super::copy::next_data;
 use super::qcow2::{self, Backing, Image};
 use crate::memory::RamMap;
 use crate::sys::file::{self, Clearing, Direction};
-use crate::sys::sectors::{self, SECTOR_BYTES};
+use crate::sys::sectors::{self, PIECE_BYTES, SECTOR_BYTES};
 use crate::virtio::buffers::Buffers;
 
 /// Block size of `stat` in bytes, whatever block size the file system has.
 const STAT_BLOCK_BYTES: u64 = 512;
-/// Most bytes that are copied at a time: whole sectors.
-const PIECE_BYTES: u64 = 1 << 20;
 
 /// Storage of a disk's bytes. All methods may be called from any thread.
 #[derive(Debug)]
@@ -187,7 +185,8 @@ impl Store {
         let mut aligned = sectors::aligned_memory(buffers.bytes().min(PIECE_BYTES) as usize)?;
         let mut rest = buffers.clone();
         while rest.bytes() > 0 {
-            let Some(now) = rest.take_front(rest.bytes().min(PIECE_BYTES)) else { break };
+            let now = rest.take_front(rest.bytes().min(PIECE_BYTES));
+            let now = now.ok_or(io::ErrorKind::InvalidInput)?;
             let bytes = aligned.as_mut_range(0..now.bytes() as usize).into_slice();
             match direction {
                 Direction::In => {

@@ -1,5 +1,7 @@
 //! Sends requests to a disk on a test bench.
 
+use std::path::PathBuf;
+
 use tempfile::NamedTempFile;
 
 use crate::virtio::testing::{Bench, WRITABLE};
@@ -13,11 +15,16 @@ pub(super) const STATUS: u64 = 0xf000;
 /// A value that is not a valid status.
 const UNANSWERED: u8 = 0xee;
 
-/// Creates a file beside the test's program: not all file systems for temporary files have
+/// Returns the folder of the test's program: not all file systems for temporary files have
 /// `O_DIRECT`.
-pub(super) fn disk_file() -> NamedTempFile {
+pub(super) fn beside() -> PathBuf {
     let program = std::env::current_exe().unwrap();
-    NamedTempFile::new_in(program.parent().unwrap()).unwrap()
+    program.parent().unwrap().to_owned()
+}
+
+/// Creates a file there.
+pub(super) fn disk_file() -> NamedTempFile {
+    NamedTempFile::new_in(beside()).unwrap()
 }
 
 /// Sends a request with `data` buffers and returns its status.

@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 
 use super::super::cache::CacheMode;
 use super::super::config::EngineChoice;
-use super::super::testing::{DATA, HEADER, STATUS, ask, disk_file};
+use super::super::testing::{DATA, HEADER, STATUS, ask, beside, disk_file};
 use super::*;
 use crate::virtio::testing::{Bench, SIZE, WRITABLE};
 

@@ -14,7 +14,7 @@ use regular_file::opened::{is_same, path_of};
 
 use super::FORMAT;
 use super::header::Header;
-use crate::sys::file::make_blocking;
+use crate::sys::file::{despite_lease, make_blocking};
 
 /// A file that an image is based on. It is only read.
 #[derive(Debug, Clone)]
@@ -81,7 +81,7 @@ impl Below {
         let is_it = |handed: &&Arc<File>| handed.metadata().is_ok_and(|its| is_same(&its, &own));
         let file = match self.handed.iter().find(is_it) {
             Some(handed) => Arc::clone(handed),
-            None => Arc::new(found.open()?),
+            None => Arc::new(despite_lease(|| found.open())?),
         };
         make_blocking(&file)?;
         let image = (format == FORMAT).then(|| Header::read(&file)).transpose()?;

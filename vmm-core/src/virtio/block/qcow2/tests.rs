@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::super::config::{BlockConfig, Occupied};
 use super::super::content::DiskContent;
 use super::super::disk::Disk;
+use super::super::testing::beside;
 use super::*;
 use crate::sys::file::make_direct;
 use crate::virtio::DeviceError;
@@ -25,9 +26,7 @@ struct Folder(TempDir);
 
 impl Folder {
     fn new() -> Self {
-        // Not all file systems for temporary files have `O_DIRECT`.
-        let program = std::env::current_exe().unwrap();
-        Self(tempfile::tempdir_in(program.parent().unwrap()).unwrap())
+        Self(tempfile::tempdir_in(beside()).unwrap())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -537,11 +536,13 @@ proptest! {
         steps in steps(),
         cluster in prop::sample::select(vec![512, 4096, CLUSTER]),
         (has_backing, bypasses_cache) in any::<(bool, bool)>(),
+        base_bytes in prop::sample::select(vec![1000, CLUSTER + 100, DISK_BYTES, 2 * DISK_BYTES]),
     ) {
         let folder = Folder::new();
-        let below: Vec<u8> = (0..DISK_BYTES).map(|at| (at / 512) as u8).collect();
-        let is_longer = [&below[..], &[1; 2 * CLUSTER as usize]].concat();
-        fs::write(folder.path("base"), &is_longer).unwrap();
+        let base: Vec<u8> = (0..base_bytes).map(|at| (at / 512) as u8 | 1).collect();
+        fs::write(folder.path("base"), &base).unwrap();
+        let mut below = base;
+        below.resize(DISK_BYTES as usize, 0);
         let backing = has_backing.then_some(("base", "raw"));
         folder.create_with(cluster, "a.qcow2", DISK_BYTES, backing);
         let image = folder.open("a.qcow2", Access::ReadWrite).unwrap();

@@ -218,9 +218,7 @@ proptest! {
         (has_backing, by_ring, flushes, bypasses_cache) in any::<(bool, bool, bool, bool)>(),
         queues in 1..=2_u16,
     ) {
-        // Not all file systems for temporary files have `O_DIRECT`.
-        let program = std::env::current_exe().unwrap();
-        let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let folder = tempfile::tempdir_in(beside()).unwrap();
         let path = folder.path().join("a.qcow2");
         let below: Vec<u8> = (0..BYTES).map(|at| (at / 512) as u8).collect();
         fs::write(folder.path().join("base"), &below).unwrap();
