@@ -7,7 +7,7 @@ use arbitrary::Arbitrary;
 use tempfile::TempDir;
 use vmm_core::DeviceConfig;
 use vmm_core::virtio::DiskContent;
-use vmm_core::virtio::block::{Access, BlockConfig, Occupied};
+use vmm_core::virtio::block::{Access, BlockConfig, CacheMode, Occupied};
 use vmm_core::virtio::fuzzing::Bench;
 
 use super::request::DiskRequest;
@@ -30,6 +30,8 @@ const BACKING_FORMAT: u32 = 0xe279_2aca;
 #[derive(Debug, Arbitrary)]
 pub struct Damaged {
     backing: Backing,
+    /// Whether it bypasses the host's cache.
+    is_direct: bool,
     changes: Vec<Change>,
     /// Those of the image that it is based on.
     changes_below: Vec<Change>,
@@ -81,7 +83,11 @@ impl Damaged {
 pub fn image(damaged: &Damaged) -> Reach {
     static GOOD: OnceLock<(TempDir, Vec<u8>)> = OnceLock::new();
     let (folder, good) = GOOD.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}"));
+        // Not all file systems for temporary files have `O_DIRECT`.
+        let program = std::env::current_exe().ok();
+        let beside = program.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
+        let folder = tempfile::tempdir_in(beside);
+        let folder = folder.unwrap_or_else(|error| panic!("no folder: {error}"));
         let good = create(&folder.path().join("good.qcow2"));
         (folder, good)
     });
@@ -104,7 +110,8 @@ pub fn image(damaged: &Damaged) -> Reach {
     let Ok(config) = BlockConfig::new(&path, Access::ReadWrite, "") else {
         return Reach::default();
     };
-    match Bench::new(&DeviceConfig::Block(config), MEMORY_BYTES) {
+    let cache = if damaged.is_direct { CacheMode::None } else { CacheMode::Writeback };
+    match Bench::new(&DeviceConfig::Block(config.with_cache(cache)), MEMORY_BYTES) {
         Ok(bench) => run(Scene { bench, side: () }, &damaged.script),
         Err(_) => Reach::default(),
     }
