@@ -15,6 +15,8 @@ pub(crate) const SECTOR_BYTES: u64 = 512;
 pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
 /// Most bytes that are moved at a time through aligned memory: whole sectors.
 pub(crate) const PIECE_BYTES: u64 = 1 << 20;
+/// How often a read may give a part of a sector, although the file goes on.
+const VAIN_READS_MAX: u32 = 16;
 
 /// Fills `bytes` from `offset` of `file` on. Neither needs alignment.
 ///
@@ -58,26 +60,30 @@ pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result
 /// read.
 ///
 /// # Errors
-/// The error from the system.
+/// `UnexpectedEof` if the file system gives parts of a sector only; otherwise the error from the
+/// system.
 pub(crate) fn read_up_to(file: &File, sectors: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut done = 0;
+    let (mut done, mut vain) = (0, 0);
     while done < sectors.len() {
-        match file.read_at(&mut sectors[done..], offset + done as u64) {
+        let read = match file.read_at(&mut sectors[done..], offset + done as u64) {
             Ok(0) => break,
-            Ok(read) => {
-                done += read;
-                // What follows a part of a sector could not be read with `O_DIRECT`.
-                if !(read as u64).is_multiple_of(SECTOR_BYTES) {
-                    let is_end = offset + done as u64 >= file.metadata()?.len();
-                    return if is_end {
-                        Ok(done)
-                    } else {
-                        Err(io::ErrorKind::UnexpectedEof.into())
-                    };
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
+        };
+        let part = read % SECTOR_BYTES as usize;
+        done += read - part;
+        if part == 0 {
+            continue;
+        }
+        if offset + (done + part) as u64 >= file.metadata()?.len() {
+            return Ok(done + part);
+        }
+        // The file has grown meanwhile. What follows a part of a sector could not be read with
+        // `O_DIRECT`, so the whole sector is read again.
+        vain = if read == part { vain + 1 } else { 0 };
+        if vain > VAIN_READS_MAX {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
     Ok(done)
@@ -155,5 +161,21 @@ mod tests {
             assert_eq!(read(offset, bytes).unwrap_err().kind(), end);
         }
         assert!(read_exact_at(file.as_file(), &mut [0], u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_file_that_grows_meanwhile_is_read_as_it_was_or_as_it_is() {
+        let file = tempfile::tempfile().unwrap();
+        for _ in 0..1000 {
+            file.set_len(8).unwrap();
+            let mut sector = aligned_memory(SECTOR_BYTES as usize).unwrap();
+            let grown = std::thread::scope(|scope| {
+                let growing = scope.spawn(|| file.set_len(SECTOR_BYTES).unwrap());
+                let found = read_up_to(&file, sector.as_mut().into_slice(), 0).unwrap();
+                growing.join().unwrap();
+                found
+            });
+            assert!([8, SECTOR_BYTES as usize].contains(&grown), "{grown}");
+        }
     }
 }
