@@ -17,7 +17,6 @@ use super::{RamSlice, check};
 pub(crate) const SLICES_MAX: usize = 1024;
 /// Zeros written at a time, in bytes.
 const ZEROS_BYTES: u64 = 64 << 10;
-
 /// How long a lease may take to be given up.
 const LEASE_PATIENCE: Duration = Duration::from_secs(3);
 /// Interval between attempts to open a file despite a lease.

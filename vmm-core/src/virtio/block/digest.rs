@@ -8,14 +8,13 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
 
 use imago::io_buffers::IoBuffer;
 use regular_file::opened::open_again;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::sys::file;
-use crate::sys::sectors::DIRECT_ALIGNMENT;
+use crate::sys::sectors::{DIRECT_ALIGNMENT, aligned_memory, read_up_to};
 
 /// Bytes read at each end of the device.
 const END_BYTES: usize = 1 << 20;
@@ -49,7 +48,7 @@ pub(super) fn digest(device: &File, bytes: u64) -> io::Result<u128> {
 }
 
 fn digest_of(device: &File, bytes: u64) -> io::Result<u128> {
-    let mut buffer = Buffer(IoBuffer::new(HEAD_BYTES, ALIGNMENT)?);
+    let mut buffer = Buffer(aligned_memory(HEAD_BYTES)?);
     let mut hash = Xxh3::new();
     let mut take = |at: u64, length: usize| {
         let piece = buffer.read(device, at, length, bytes)?;
@@ -78,14 +77,8 @@ impl Buffer {
     fn read(&mut self, device: &File, at: u64, length: usize, end: u64) -> io::Result<&[u8]> {
         let left = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(length);
         let whole = self.0.as_mut_range(0..length).into_slice();
-        let mut filled = 0;
-        while filled < left {
-            match device.read_at(&mut whole[filled..], at + filled as u64) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        if read_up_to(device, whole, at)? < left {
+            return Err(ErrorKind::UnexpectedEof.into());
         }
         Ok(&whole[..left])
     }
@@ -134,6 +127,8 @@ fn little_endian(bytes: &[u8], at: usize, length: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     const BYTES: u64 = (64 << 20) + 512;

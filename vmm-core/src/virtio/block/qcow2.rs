@@ -37,7 +37,7 @@ use self::freed::Freed;
 use self::header::Header;
 use super::config::Access;
 use super::copy::next_data;
-use super::store::move_bytes;
+use super::store::{copy_bytes, move_bytes};
 use crate::memory::RamMap;
 use crate::sys::file::{Clearing, Direction};
 use crate::sys::image_file::{DirtyMark, ImageFile};
@@ -194,18 +194,9 @@ impl Image {
         memory: &RamMap,
         direction: Direction,
     ) -> io::Result<()> {
-        let mut aligned = aligned_memory(buffers.bytes() as usize)?;
-        let bytes = aligned.as_mut().into_slice();
-        match direction {
-            Direction::In => {
-                tables.read(&mut *bytes, offset)?;
-                buffers.write(memory, bytes).map_err(io::Error::other)
-            }
-            Direction::Out => {
-                buffers.read(memory, bytes).map_err(io::Error::other)?;
-                self.write_to(tables, bytes, offset)
-            }
-        }
+        let read = |bytes: &mut [u8]| tables.read(bytes, offset);
+        let write = |bytes: &[u8]| self.write_to(tables, bytes, offset);
+        copy_bytes(buffers, memory, direction, read, write)
     }
 
     /// Moves all bytes of `buffers` to or from the disk from `offset` on.

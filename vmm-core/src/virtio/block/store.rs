@@ -182,22 +182,13 @@ impl Store {
         memory: &RamMap,
         direction: Direction,
     ) -> io::Result<()> {
-        let mut aligned = sectors::aligned_memory(buffers.bytes().min(PIECE_BYTES) as usize)?;
         let mut rest = buffers.clone();
         while rest.bytes() > 0 {
             let now = rest.take_front(rest.bytes().min(PIECE_BYTES));
             let now = now.ok_or(io::ErrorKind::InvalidInput)?;
-            let bytes = aligned.as_mut_range(0..now.bytes() as usize).into_slice();
-            match direction {
-                Direction::In => {
-                    self.read(bytes, offset)?;
-                    now.write(memory, bytes).map_err(io::Error::other)?;
-                }
-                Direction::Out => {
-                    now.read(memory, bytes).map_err(io::Error::other)?;
-                    self.write(bytes, offset)?;
-                }
-            }
+            let read = |bytes: &mut [u8]| self.read(bytes, offset);
+            let write = |bytes: &[u8]| self.write(bytes, offset);
+            copy_bytes(&now, memory, direction, read, write)?;
             offset += now.bytes();
         }
         Ok(())
@@ -297,6 +288,31 @@ impl Store {
         match &self.image {
             Some(image) => image.next_data(at, bytes),
             None => next_data(&self.file, at, bytes),
+        }
+    }
+}
+
+/// Moves all bytes of `buffers` through aligned memory, which `read` fills or `write` takes.
+///
+/// # Errors
+/// If they are not all in guest memory, or `read` or `write` fails.
+pub(super) fn copy_bytes(
+    buffers: &Buffers,
+    memory: &RamMap,
+    direction: Direction,
+    read: impl FnOnce(&mut [u8]) -> io::Result<()>,
+    write: impl FnOnce(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut aligned = sectors::aligned_memory(buffers.bytes() as usize)?;
+    let bytes = aligned.as_mut().into_slice();
+    match direction {
+        Direction::In => {
+            read(bytes)?;
+            buffers.write(memory, bytes).map_err(io::Error::other)
+        }
+        Direction::Out => {
+            buffers.read(memory, bytes).map_err(io::Error::other)?;
+            write(bytes)
         }
     }
 }
