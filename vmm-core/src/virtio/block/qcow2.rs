@@ -196,7 +196,8 @@ impl Image {
     ) -> io::Result<()> {
         let read = |bytes: &mut [u8]| tables.read(bytes, offset);
         let write = |bytes: &[u8]| self.write_to(tables, bytes, offset);
-        copy_bytes(buffers, memory, direction, read, write)
+        let mut aligned = aligned_memory(buffers.bytes() as usize)?;
+        copy_bytes(buffers, memory, aligned.as_mut().into_slice(), direction, read, write)
     }
 
     /// Moves all bytes of `buffers` to or from the disk from `offset` on.

@@ -12,7 +12,7 @@ use super::copy::next_data;
 use super::qcow2::{self, Backing, Image};
 use crate::memory::RamMap;
 use crate::sys::file::{self, Clearing, Direction};
-use crate::sys::sectors::{self, PIECE_BYTES, SECTOR_BYTES};
+use crate::sys::sectors::{self, PIECE_BYTES, SECTOR_BYTES, aligned_memory};
 use crate::virtio::buffers::Buffers;
 
 /// Block size of `stat` in bytes, whatever block size the file system has.
@@ -183,12 +183,14 @@ impl Store {
         direction: Direction,
     ) -> io::Result<()> {
         let mut rest = buffers.clone();
+        let mut aligned = aligned_memory(rest.bytes().min(PIECE_BYTES) as usize)?;
         while rest.bytes() > 0 {
             let now = rest.take_front(rest.bytes().min(PIECE_BYTES));
             let now = now.ok_or(io::ErrorKind::InvalidInput)?;
+            let piece = aligned.as_mut_range(0..now.bytes() as usize).into_slice();
             let read = |bytes: &mut [u8]| self.read(bytes, offset);
             let write = |bytes: &[u8]| self.write(bytes, offset);
-            copy_bytes(&now, memory, direction, read, write)?;
+            copy_bytes(&now, memory, piece, direction, read, write)?;
             offset += now.bytes();
         }
         Ok(())
@@ -292,27 +294,27 @@ impl Store {
     }
 }
 
-/// Moves all bytes of `buffers` through aligned memory, which `read` fills or `write` takes.
+/// Moves all bytes of `buffers` through `piece`, which is as long and which `read` fills or `write`
+/// takes.
 ///
 /// # Errors
 /// If they are not all in guest memory, or `read` or `write` fails.
 pub(super) fn copy_bytes(
     buffers: &Buffers,
     memory: &RamMap,
+    piece: &mut [u8],
     direction: Direction,
     read: impl FnOnce(&mut [u8]) -> io::Result<()>,
     write: impl FnOnce(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut aligned = sectors::aligned_memory(buffers.bytes() as usize)?;
-    let bytes = aligned.as_mut().into_slice();
     match direction {
         Direction::In => {
-            read(bytes)?;
-            buffers.write(memory, bytes).map_err(io::Error::other)
+            read(piece)?;
+            buffers.write(memory, piece).map_err(io::Error::other)
         }
         Direction::Out => {
-            buffers.read(memory, bytes).map_err(io::Error::other)?;
-            write(bytes)
+            buffers.read(memory, piece).map_err(io::Error::other)?;
+            write(piece)
         }
     }
 }
