@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use migrate::decisions::{Cause, Decided, DecidedAt};
+use migrate::source::RECONNECT_WITHIN;
 
 use crate::units::{PAGE_BYTES, format_duration, format_rate, format_vcpus};
 
@@ -68,25 +69,38 @@ pub(crate) fn text(decided: &Decided) -> String {
             "the hand-over is called off, since it took longer than {}: {waited_for}",
             time(*allowed_seconds)
         ),
-        Decided::LimitsChanged {
-            downtime_limit_seconds,
-            downtime_max_seconds,
-            time_limit_seconds,
-            bandwidth_limit_bytes_per_second,
-            on_stall,
-        } => given([
-            downtime_limit_seconds.map(|limit| format!("downtime={}", time(limit))),
-            downtime_max_seconds.map(|limit| format!("downtime-max={}", time(limit))),
-            time_limit_seconds.map(|limit| format!("timeout={}", time(limit))),
-            bandwidth_limit_bytes_per_second.map(|limit| format!("bandwidth={}", bound(limit))),
-            on_stall.map(|on_stall| format!("on-stall={on_stall}")),
-        ]),
+        Decided::Disconnected { detail } => format!(
+            "the destination is out of reach ({detail}): trying to reconnect for {}; the guest runs on",
+            format_duration(RECONNECT_WITHIN)
+        ),
+        Decided::Reconnected { disconnected_seconds } => format!(
+            "the destination is in reach again after {}: rounds go on",
+            time(*disconnected_seconds)
+        ),
+        Decided::LimitsChanged { .. } => limits(decided),
         Decided::Other => "a decision that this release does not know".to_owned(),
     }
 }
 
 /// Names the limits that were set.
-fn given(limits: [Option<String>; 5]) -> String {
+fn limits(decided: &Decided) -> String {
+    let Decided::LimitsChanged {
+        downtime_limit_seconds,
+        downtime_max_seconds,
+        time_limit_seconds,
+        bandwidth_limit_bytes_per_second,
+        on_stall,
+    } = decided
+    else {
+        return String::new();
+    };
+    let limits = [
+        downtime_limit_seconds.map(|limit| format!("downtime={}", time(limit))),
+        downtime_max_seconds.map(|limit| format!("downtime-max={}", time(limit))),
+        time_limit_seconds.map(|limit| format!("timeout={}", time(limit))),
+        bandwidth_limit_bytes_per_second.map(|limit| format!("bandwidth={}", bound(limit))),
+        on_stall.map(|on_stall| format!("on-stall={on_stall}")),
+    ];
     format!("new limits: {}", Vec::from_iter(limits.into_iter().flatten()).join(", "))
 }
 
@@ -131,6 +145,15 @@ mod tests {
         assert_eq!(throttled(None), "1 vCPU throttled by up to 75 %");
         let disks = ", disks written at 4 MiB/s at most";
         assert_eq!(throttled(NonZeroU64::new(4 << 20)), throttled(None) + disks);
+    }
+
+    #[test]
+    fn a_loss_of_the_connection_says_for_how_long_it_is_tried() {
+        let lost = Decided::Disconnected { detail: "timed out".to_owned() };
+        let said = "the destination is out of reach (timed out): trying to reconnect for 2m 00s; the guest runs on";
+        assert_eq!(text(&lost), said);
+        let back = Decided::Reconnected { disconnected_seconds: 12.34 };
+        assert_eq!(text(&back), "the destination is in reach again after 12.34 s: rounds go on");
     }
 
     #[test]

@@ -72,6 +72,7 @@ enum Words {
     Missing { chunk: u8, pages: u64 },
     Serve { is_lost: bool },
     Withdraw,
+    Continue { other: u8 },
 }
 
 impl Words {
@@ -125,6 +126,7 @@ impl Words {
                 SourceMessage::Resolve { migration: migration(0), decision }
             }
             Self::Withdraw => SourceMessage::Withdraw(Complaint::new(Reason::Downtime, "late")),
+            Self::Continue { other } => SourceMessage::Continue { migration: migration(*other) },
         }
     }
 }
@@ -153,8 +155,9 @@ fn guest(name: &str, vcpus: u16) -> GuestDescription {
     }
 }
 
-/// The steps of an incoming guest that follow the protocol, from the greeting until it runs.
-fn by_the_rules() -> [Step; 16] {
+/// The steps of an incoming guest that follow the protocol, from the greeting until it runs. The
+/// connection is lost on the way.
+fn by_the_rules() -> [Step; 20] {
     let answer = || Step::Answer { well: true };
     [
         Step::Hear(Words::Hello { other: 0, features: u64::MAX }),
@@ -163,6 +166,10 @@ fn by_the_rules() -> [Step; 16] {
         Step::Hear(Words::Prepare { name: None, vcpus: 1, streams: 1 }),
         answer(),
         answer(),
+        answer(),
+        Step::ConnectionLost,
+        Step::Connected,
+        Step::Hear(Words::Continue { other: 0 }),
         answer(),
         Step::Hear(Words::Switchover),
         Step::Hear(Words::State { paused: false, bytes: 1 }),
@@ -230,6 +237,7 @@ struct Host {
 enum Asked {
     Check,
     Create,
+    Count,
     Clear,
     Load,
     Record(DestinationState),
@@ -325,6 +333,7 @@ impl Host {
         Some(match self.asked.pop_front()? {
             Asked::Check => Event::Checked(if well { Ok(()) } else { Err(refusal()) }),
             Asked::Create => Event::Created(if well { Ok(()) } else { Err(refusal()) }),
+            Asked::Count => Event::Counted(vec![u64::from(well)]),
             Asked::Clear => {
                 self.is_cleared |= well;
                 Event::Cleared(done(well))
@@ -359,6 +368,7 @@ impl Host {
             }
             Action::Check(_) => self.asked.push_back(Asked::Check),
             Action::Create(_) => self.asked.push_back(Asked::Create),
+            Action::CountFrames => self.asked.push_back(Asked::Count),
             Action::Clear(_) => {
                 assert!(!self.is_cleared, "pages are dropped twice for the first list");
                 self.asked.push_back(Asked::Clear);

@@ -96,6 +96,17 @@ pub enum Decided {
         /// What was waited for.
         waited_for: String,
     },
+    /// The connection is lost while rounds are sent: the guest runs on, and the destination, which
+    /// keeps what it has, is looked for.
+    Disconnected {
+        /// The transport's error, for users.
+        detail: String,
+    },
+    /// The destination is reached again: rounds go on, with what was lost on the way.
+    Reconnected {
+        /// How long it was out of reach, from when the loss was noticed.
+        disconnected_seconds: f64,
+    },
     /// The operator has changed limits; what is absent stays as it was.
     LimitsChanged {
         /// The downtime limit.
@@ -153,6 +164,10 @@ pub enum DecisionKind {
     Postcopy,
     /// [`Decided::CalledOff`].
     CalledOff,
+    /// [`Decided::Disconnected`].
+    Disconnected,
+    /// [`Decided::Reconnected`].
+    Reconnected,
     /// [`Decided::LimitsChanged`].
     LimitsChanged,
     /// [`Decided::Other`].
@@ -162,7 +177,7 @@ pub enum DecisionKind {
 
 impl DecisionKind {
     /// All kinds of this release, in the order in which they are shown.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Stalled,
         Self::Impossible,
         Self::LimitRaised,
@@ -171,6 +186,8 @@ impl DecisionKind {
         Self::Forced,
         Self::Postcopy,
         Self::CalledOff,
+        Self::Disconnected,
+        Self::Reconnected,
         Self::LimitsChanged,
     ];
 
@@ -185,6 +202,8 @@ impl DecisionKind {
             Self::Forced => "forced",
             Self::Postcopy => "postcopy",
             Self::CalledOff => "called_off",
+            Self::Disconnected => "disconnected",
+            Self::Reconnected => "reconnected",
             Self::LimitsChanged => "limits_changed",
             Self::Other => "other",
         }
@@ -203,6 +222,8 @@ impl Decided {
             Self::Forced { .. } => DecisionKind::Forced,
             Self::Postcopy { .. } => DecisionKind::Postcopy,
             Self::CalledOff { .. } => DecisionKind::CalledOff,
+            Self::Disconnected { .. } => DecisionKind::Disconnected,
+            Self::Reconnected { .. } => DecisionKind::Reconnected,
             Self::LimitsChanged { .. } => DecisionKind::LimitsChanged,
             Self::Other => DecisionKind::Other,
         }
@@ -400,6 +421,8 @@ mod tests {
             Decided::Forced { expected_downtime_seconds: 1.0, downtime_limit_seconds: 0.5 },
             Decided::Postcopy { cause: Cause::Stall },
             Decided::CalledOff { allowed_seconds: 1.6, waited_for: "its disks".to_owned() },
+            Decided::Disconnected { detail: "timed out".to_owned() },
+            Decided::Reconnected { disconnected_seconds: 4.0 },
             Decided::from(&LimitsChange { bandwidth: Some(0), ..LimitsChange::default() }),
         ];
         for (what, kind) in all.into_iter().zip(DecisionKind::ALL) {

@@ -327,7 +327,9 @@ pub enum RecoverRefused {
     #[error("the source connects to the destination: give the address there")]
     NotHere,
     /// The guest is still here: the migration can be started again.
-    #[error("nothing to recover: the guest has not been handed over")]
+    #[error(
+        "nothing to recover: the destination is in reach, and the guest has not been handed over"
+    )]
     NotCommitted,
     /// The migration is over.
     #[error("nothing to recover: the migration is over")]

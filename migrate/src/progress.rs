@@ -201,6 +201,10 @@ pub struct Progress {
     /// How long the guest has waited for pages that follow it. Only the destination reports it.
     #[serde(default)]
     pub page_waits: Option<PageWaits>,
+    /// Why the other side is out of reach; set while a connection that was lost in rounds is not
+    /// replaced.
+    #[serde(default)]
+    pub disconnected: Option<String>,
     /// What the operator can do; set if this side cannot tell whether the other one runs the guest
     /// or will run it.
     pub in_doubt: Option<String>,
@@ -247,6 +251,7 @@ impl Progress {
             decision_counts: BTreeMap::new(),
             postcopy_refused: None,
             page_waits: None,
+            disconnected: None,
             in_doubt: None,
         }
     }

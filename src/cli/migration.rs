@@ -49,6 +49,7 @@ progress, and `lighter cancel NAME` cancels it. Devices are then neither given
 back nor attached there.
 
 Whatever fails, the guest runs on one host at most. If the connection is lost
+while memory is sent, the hosts try for two minutes to go on. If it is lost
 during the hand-over, the guest may run on neither until the hosts reach each
 other again; if they never will, --resolve decides by hand.
 
@@ -217,8 +218,9 @@ pub(crate) struct MigrateArgs {
     #[arg(long, conflicts_with_all = ["resolve", "set"], conflicts_with_all = STARTING)]
     pub(crate) postcopy_now: bool,
 
-    /// Look for the destination of a guest that is handed over at this address, when it cannot be
-    /// reached any more at the first one. Both hosts keep all they have, and go on once they meet.
+    /// Look for the destination at this address, when it cannot be reached any more at the first
+    /// one. Both hosts keep all they have, and go on once they meet: for two minutes before the
+    /// guest is handed over, without limit afterwards.
     #[arg(
         long,
         value_parser = destination,

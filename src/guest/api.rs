@@ -256,8 +256,8 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             Method::PUT,
             "/v1/guest/migration/recover",
             DONE,
-            "Look for the destination of a guest that is handed over at another address (409 \
-             before)",
+            "Look for the destination at another address (409 while it is in reach, unless the \
+             guest is being handed over)",
             |guest, request: RecoverRequest| guest.recover(&request),
         ),
         ask_with_body(

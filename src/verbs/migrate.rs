@@ -364,7 +364,7 @@ fn hand_over_first(state: &StateDir, name: &GuestName) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Has the destination of a guest that is handed over looked for at another address.
+/// Has the destination of a guest looked for at another address.
 fn recover(state: &StateDir, name: &GuestName, to: &str) -> Result<Exit> {
     let client = guest_client(state, name)?;
     let asked: Result<()> = block_on(async {

@@ -40,7 +40,7 @@ pub(crate) enum ProgressView {
     /// A line for each phase and round, and every [`LINES_EVERY`] within one.
     Lines {
         /// The phase and round of the last line, and when it was printed.
-        last: Option<((Phase, u32), Instant)>,
+        last: Option<((Phase, u32, bool), Instant)>,
     },
     /// No progress: JSON is asked for, and stderr is not a terminal.
     Silent,
@@ -87,7 +87,9 @@ impl ProgressView {
                 bar.set_message(bar_line(progress, output::note_columns().unwrap_or(COLUMNS)));
             }
             Self::Lines { last } => {
-                let (line, now) = ((progress.phase, round(progress)), Instant::now());
+                let is_out_of_reach = progress.disconnected.is_some();
+                let line = (progress.phase, round(progress), is_out_of_reach);
+                let now = Instant::now();
                 if last.is_none_or(|(shown, at)| shown != line || now >= at + LINES_EVERY) {
                     *last = Some((line, now));
                     output::note(format_args!("{:>20}  {}", step(progress), figures(progress)));
@@ -145,6 +147,9 @@ fn needs_help(progress: &Progress) -> bool {
 /// Says what helps a migration whose rounds are in vain.
 fn help(progress: &Progress) -> Option<String> {
     use DecisionKind::{Impossible, LimitRaised, LimitsChanged, Stalled};
+    if let Some(detail) = &progress.disconnected {
+        return Some(decisions::text(&Decided::Disconnected { detail: detail.clone() }));
+    }
     if !needs_help(progress) {
         return None;
     }
@@ -229,6 +234,9 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
     }
     for link in progress.links.iter().filter(|link| link.lost.is_some()) {
         parts.push((Rank::Remaining, format!("link {} lost", link.address)));
+    }
+    if progress.disconnected.is_some() {
+        parts.push((Rank::Remaining, "destination out of reach".to_owned()));
     }
     if let Some(why) = &progress.postcopy_refused {
         parts.push((Rank::Remaining, format!("goes on with rounds, as {why}")));
@@ -320,6 +328,17 @@ mod tests {
         let said = figures(&progress);
         let throttled = said.contains("2 vCPUs throttled by up to 75 %");
         assert!(!said.contains("converging") && throttled, "{said}");
+    }
+
+    #[test]
+    fn a_destination_that_is_out_of_reach_is_shown_with_what_is_done() {
+        let mut progress = Progress::new(MigrationId::random(), Role::Source);
+        progress.phase = Phase::Precopy;
+        progress.disconnected = Some("timed out".to_owned());
+        let said = figures(&progress);
+        for part in ["destination out of reach", "(timed out): trying to reconnect for 2m 00s"] {
+            assert!(said.contains(part), "{said}");
+        }
     }
 
     #[test]

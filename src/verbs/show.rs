@@ -392,7 +392,9 @@ fn last_migration(report: &Report) -> String {
 fn arrival_line(progress: &Progress) -> String {
     let received = format_size(progress.transfer.wire_bytes);
     let wait = progress::page_wait(progress).map(|text| format!(", {text}"));
-    format!("{}, {received} received{}", progress.phase, wait.unwrap_or_default())
+    let parted = progress.disconnected.as_ref().map(|why| format!(", source out of reach: {why}"));
+    let more = wait.into_iter().chain(parted).collect::<String>();
+    format!("{}, {received} received{more}", progress.phase)
 }
 
 fn longest_stall(workload: &WorkloadInfo) -> Duration {

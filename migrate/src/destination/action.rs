@@ -23,6 +23,9 @@ pub enum Action {
         /// Features that both sides have.
         features: Features,
     },
+    /// The source goes on with a new connection: wait until what came over the lost ones is
+    /// applied, and count it: [`super::Event::Counted`]. Then data streams may come again.
+    CountFrames,
     /// Load the guest's state: [`super::Event::Loaded`]. Memory and disks are complete.
     LoadState(Vec<u8>),
     /// For post-copy: drop these pages, which are missing from now on: [`super::Event::Cleared`].

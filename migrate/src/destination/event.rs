@@ -41,6 +41,9 @@ pub enum Event {
         /// What is wrong with the frame.
         detail: PeerText,
     },
+    /// Answer to [`super::Action::CountFrames`]: for each data stream, the frames that have been
+    /// applied since the migration began.
+    Counted(Vec<u64>),
     /// Totals of the data streams since the migration began; reported about ten times a second.
     Transferred(Transfer),
     /// How long the guest has waited for missing pages by now; reported as often.

@@ -125,6 +125,7 @@ impl Destination {
             Event::StreamEnded { stream, announced, applied } => {
                 self.on_stream_ended(stream, announced, applied);
             }
+            Event::Counted(frames) => self.on_counted(frames),
             Event::DataFailed { detail } => self.on_data_failed(detail),
             Event::Transferred(transfer) => self.notes.transfer = transfer,
             Event::Waited(waits) => self.notes.page_waits = Some(waits),
@@ -174,6 +175,7 @@ impl Destination {
         let waiting = self.can_resolve(OperatorChoice::Discard).is_ok();
         Progress {
             remaining_bytes: self.missing_pages().saturating_mul(PAGE_BYTES as u64),
+            disconnected: self.out_of_reach().map(ToString::to_string),
             in_doubt: waiting.then(|| self.way_out()),
             ..self.notes.progress(now)
         }
@@ -315,6 +317,9 @@ impl Destination {
     pub(super) fn on_connection_lost(&mut self, detail: PeerText) {
         self.connected = false;
         self.is_asked = false;
+        if self.keep_for_source(&detail) {
+            return;
+        }
         match &self.state {
             _ if self.may_discard() => {
                 let farewell = DestinationMessage::Discarded;
@@ -362,6 +367,7 @@ impl Destination {
             State::Waiting => {
                 self.give_up(Failure::NoAnswer { expected: "Hello", limit: FIRST_WORD });
             }
+            State::Receiving(_) => self.give_up_source(),
             _ => self.settle(),
         }
     }

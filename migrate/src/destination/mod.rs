@@ -5,13 +5,15 @@
 //! never drops one that may have been.
 //!
 //! Reading order: `state` (what it waits for), `machine` (dispatch of events), `receive` (up to
-//! being ready), `takeover` (from there until the guest runs or is discarded).
+//! being ready), `reconnect` (if the connection is lost before), `takeover` (from there until the
+//! guest runs or is discarded).
 
 mod action;
 mod event;
 mod machine;
 mod postcopy;
 mod receive;
+mod reconnect;
 mod state;
 mod takeover;
 #[cfg(test)]
@@ -20,3 +22,4 @@ mod tests;
 pub use action::Action;
 pub use event::Event;
 pub use machine::{Destination, DestinationConfig};
+pub use reconnect::KEPT_WITHOUT_SOURCE;

@@ -36,6 +36,11 @@ impl Destination {
                 self.notes.enter(Phase::Switchover, self.now);
                 self.notes.stands(self.now);
             }
+            (State::Receiving(received), SourceMessage::Continue { migration })
+                if received.lost.is_some() =>
+            {
+                self.on_continue(migration);
+            }
             (State::Receiving(received), SourceMessage::State(state))
                 if received.switching_over && received.state.is_none() =>
             {
@@ -218,6 +223,8 @@ impl Destination {
             self.notes.enter(Phase::Ready, self.now);
             self.run_state = run_state;
             let missing = std::mem::take(&mut received.missing);
+            // What comes over a lost connection after its loss may complete the guest.
+            self.wait_until = None;
             self.state = State::Loading { asked: self.now };
             if let Missing::Final(missing) = missing {
                 self.is_fetching = true;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::error::MigrationError;
 use crate::memory::PageSet;
 use crate::protocol::{DestinationMessage, SavedState};
+use crate::text::PeerText;
 
 #[derive(Debug)]
 pub(super) enum State {
@@ -58,6 +59,10 @@ pub(super) struct Received {
     /// The saved state.
     pub(super) state: Option<SavedState>,
     pub(super) missing: Missing,
+    /// Why the source is out of reach, if it is.
+    pub(super) lost: Option<PeerText>,
+    /// How many counts of frames have been asked for and not come.
+    pub(super) counts_owed: u32,
 }
 
 /// What the source has said about memory that is to follow the guest.
@@ -80,6 +85,12 @@ impl Received {
     pub(super) fn is_complete(&self) -> bool {
         let is_known = matches!(self.missing, Missing::None | Missing::Final(_));
         self.state.is_some() && is_known && self.is_drained()
+    }
+
+    /// Returns whether rounds may go on over another connection: nothing of the guest but memory
+    /// that it may still write has been sent.
+    pub(super) fn may_continue(&self) -> bool {
+        matches!(self.missing, Missing::None) && !self.ended.contains(&true)
     }
 
     /// Returns whether no more pages come on the data streams.

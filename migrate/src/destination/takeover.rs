@@ -8,7 +8,9 @@ use super::{Action, Destination};
 use crate::error::{Failure, OperatorChoice, ProtocolError};
 use crate::guest::{GuestError, RunState};
 use crate::phase::Phase;
-use crate::protocol::{Complaint, Decision, DestinationMessage, SourceMessage, Takeover};
+use crate::protocol::{
+    Complaint, Decision, DestinationMessage, MigrationId, SourceMessage, Takeover,
+};
 use crate::record::DestinationState;
 use crate::report::Outcome;
 use crate::text::PeerText;
@@ -41,6 +43,8 @@ impl Destination {
                 }
                 *decision
             }
+            // It has not heard that the copy is gone.
+            SourceMessage::Continue { migration } => return self.answer_to_continue(*migration),
             SourceMessage::Finish if matches!(self.state, State::Running { .. }) => {
                 return self.on_goodbye();
             }
@@ -64,6 +68,21 @@ impl Destination {
             }
         };
         self.on_decision(decision, message);
+    }
+
+    /// Tells a source that would go on with rounds that there is no copy.
+    fn answer_to_continue(&mut self, migration: MigrationId) {
+        if migration != self.config.migration {
+            return self.say(DestinationMessage::Unknown);
+        }
+        match self.state {
+            State::Discarding(_) => self.answer_when_discarded(),
+            State::Discarded => self.say(DestinationMessage::Discarded),
+            ref state => {
+                let waiting = state.name();
+                self.on_violation(ProtocolError::Unexpected { message: "Continue", waiting });
+            }
+        }
     }
 
     /// Returns whether this side has failed, which the source may not have heard when it sent its

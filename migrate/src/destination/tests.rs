@@ -22,6 +22,7 @@ mod disks;
 mod early;
 mod node;
 mod postcopy;
+mod reconnect;
 mod returning;
 
 const MS: Duration = Duration::from_millis(1);

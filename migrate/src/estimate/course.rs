@@ -196,6 +196,7 @@ impl<'a> Course<'a> {
             Action::ServeRest
             | Action::StopSending
             | Action::ReleaseGuest
+            | Action::ReopenStreams { .. }
             | Action::StopDirtyLog
             | Action::Disconnect
             | Action::DropGuest
@@ -255,6 +256,7 @@ impl<'a> Course<'a> {
             }
             SourceMessage::Switchover
             | SourceMessage::Return
+            | SourceMessage::Continue { .. }
             | SourceMessage::Missing(_)
             | SourceMessage::Withdraw(_)
             | SourceMessage::State(_)

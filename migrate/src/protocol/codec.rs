@@ -94,6 +94,7 @@ impl Message for SourceMessage {
             Self::Return => 11,
             Self::Missing(_) => 12,
             Self::Withdraw(_) => 13,
+            Self::Continue { .. } => 14,
         }
     }
 
@@ -102,7 +103,7 @@ impl Message for SourceMessage {
             3 => Some(DESCRIPTION_LIMIT),
             5 => Some(STATE_LIMIT),
             12 => Some(PAGES_LIMIT),
-            1..=11 | 13 => Some(SMALL_LIMIT),
+            1..=11 | 13..=14 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -125,13 +126,14 @@ impl Message for DestinationMessage {
             Self::Complete { .. } => 44,
             Self::Lost(_) => 45,
             Self::GaveUp(_) => 46,
+            Self::Applied { .. } => 47,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             43 => Some(PAGES_LIMIT),
-            33..=46 => Some(SMALL_LIMIT),
+            33..=47 => Some(SMALL_LIMIT),
             _ => None,
         }
     }

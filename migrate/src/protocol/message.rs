@@ -68,6 +68,13 @@ pub enum SourceMessage {
     /// discards its copy and says so. Sent only after `Commit`, and if both sides have
     /// [`super::FEATURE_EARLY_COMMIT`].
     Withdraw(Complaint),
+    /// First message on a control stream that replaces one that was lost while rounds were sent:
+    /// nothing is decided, and they go on. Sent only if both sides have
+    /// [`super::FEATURE_RECONNECT`].
+    Continue {
+        /// Id of the migration that the lost stream belonged to.
+        migration: MigrationId,
+    },
 }
 
 /// A message from the destination.
@@ -123,6 +130,14 @@ pub enum DestinationMessage {
     /// as a durable record says. Sent instead of `Abort` if both sides have
     /// [`super::FEATURE_EARLY_COMMIT`], since the source may have committed.
     GaveUp(Complaint),
+    /// Answer to `Continue`: all that came on the lost data streams is applied, and new ones may be
+    /// opened.
+    Applied {
+        /// For each data stream, how many frames have been applied since the migration began, of
+        /// all that had its number. Of several links, which have one number: only whether more
+        /// have come than before says anything, since their frames are acknowledged.
+        frames: Vec<u64>,
+    },
 }
 
 /// Description of the guest and of how it will be sent.
@@ -203,6 +218,7 @@ impl SourceMessage {
             Self::Abort(_) => "Abort",
             Self::Finish => "Finish",
             Self::Withdraw(_) => "Withdraw",
+            Self::Continue { .. } => "Continue",
         }
     }
 }
@@ -225,6 +241,7 @@ impl DestinationMessage {
             Self::Complete { .. } => "Complete",
             Self::Lost(_) => "Lost",
             Self::GaveUp(_) => "GaveUp",
+            Self::Applied { .. } => "Applied",
         }
     }
 }

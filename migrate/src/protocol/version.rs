@@ -49,6 +49,10 @@ pub const FEATURE_PCI: Features = Features(64);
 /// pages and the state.
 pub const FEATURE_EARLY_COMMIT: Features = Features(128);
 
+/// A connection that is lost while rounds are sent may be replaced: both sides keep what they have,
+/// and rounds go on.
+pub const FEATURE_RECONNECT: Features = Features(256);
+
 /// Features that may be used if both sides have them: a set of bits. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -63,7 +67,8 @@ impl Features {
             | FEATURE_RETURN.0
             | FEATURE_LINKS.0
             | FEATURE_PCI.0
-            | FEATURE_EARLY_COMMIT.0,
+            | FEATURE_EARLY_COMMIT.0
+            | FEATURE_RECONNECT.0,
     );
 
     /// Returns the features of either set.

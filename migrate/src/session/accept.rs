@@ -25,7 +25,8 @@ pub(super) const NOT_ADMITTED: u32 = 2;
 #[derive(Debug)]
 pub(super) enum Arrival {
     Control(Connection, SendStream, RecvStream),
-    Data(u16, RecvStream),
+    /// A data stream of this number, on the connection with this id.
+    Data(usize, u16, RecvStream),
     /// Unrequested pages that follow the guest.
     Background(RecvStream),
     /// Requests for pages, and those pages.
@@ -108,7 +109,9 @@ impl<T> Gate<T> {
             (Some(StreamRole::Control), Some(send)) => {
                 Ok(Some(Arrival::Control(connection.clone(), send, receive)))
             }
-            (Some(StreamRole::Data { stream }), None) => Ok(Some(Arrival::Data(stream, receive))),
+            (Some(StreamRole::Data { stream }), None) => {
+                Ok(Some(Arrival::Data(connection.stable_id(), stream, receive)))
+            }
             (Some(StreamRole::Background), None) => Ok(Some(Arrival::Background(receive))),
             (Some(StreamRole::Requests), Some(send)) => Ok(Some(Arrival::Requests(send, receive))),
             (Some(StreamRole::Link), Some(send)) => {
@@ -182,10 +185,10 @@ mod tests {
         let taking = gate.take_streams(&pair.far);
         let opening = async {
             let _first = open(&pair, &preamble(0), false).await;
-            assert!(matches!(arrivals.recv().await, Some(Arrival::Data(0, _))));
+            assert!(matches!(arrivals.recv().await, Some(Arrival::Data(_, 0, _))));
             let _reset = open(&pair, &preamble(1), true).await;
             let _second = open(&pair, &preamble(2), false).await;
-            assert!(matches!(arrivals.recv().await, Some(Arrival::Data(2, _))));
+            assert!(matches!(arrivals.recv().await, Some(Arrival::Data(_, 2, _))));
         };
         tokio::select! {
             ended = taking => panic!("{ended:?}"),

@@ -219,6 +219,11 @@ impl Control {
         self.lanes.iter().for_each(|lane| lane.end.cut(reason));
     }
 
+    /// Returns what tells the first connection that is not lost from others.
+    pub(super) fn connection_id(&self) -> Option<usize> {
+        self.connections().first().map(Connection::stable_id)
+    }
+
     /// Returns the round-trip time of the first connection that is not lost.
     pub(super) fn round_trip(&self) -> Duration {
         self.connections().first().map_or(Duration::ZERO, Connection::rtt)

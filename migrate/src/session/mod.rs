@@ -18,6 +18,7 @@ mod fetch;
 mod handle;
 mod heat;
 mod hints;
+mod journal;
 mod limiter;
 mod line;
 mod links;

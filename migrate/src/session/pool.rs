@@ -79,10 +79,14 @@ struct Open {
 
 impl Pool {
     /// Creates a pool without chunks for `links` links, at most 32, of which none has a longer
-    /// round trip than this.
-    pub(super) fn new(context: StreamContext, links: usize, round_trip: Duration) -> Self {
+    /// round trip than this. Its rounds follow those of an earlier one.
+    pub(super) fn new(
+        context: StreamContext,
+        (links, rounds): (usize, u32),
+        round_trip: Duration,
+    ) -> Self {
         let round = Round {
-            number: 0,
+            number: rounds,
             left: PageSet::empty(0),
             left_chunks: 0,
             next: 0,
@@ -151,6 +155,19 @@ impl Pool {
         }
     }
 
+    /// Returns the pages of the round that are not known to be applied, and its number: all links
+    /// are lost.
+    pub(super) fn unfinished(&self) -> (PageSet, u32) {
+        let mut round = self.lock();
+        let mut pages = round.left.take();
+        for (chunk, open) in &round.open {
+            if let Some(word) = pages.words_mut().get_mut(*chunk) {
+                *word |= open.pages;
+            }
+        }
+        (pages, round.number)
+    }
+
     /// Returns what completes when there may be more to do. To be called before [`Pool::take`].
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
@@ -209,7 +226,9 @@ impl Pool {
         match outcome {
             Ok(()) => round.has_ended = true,
             Err(error @ StreamSendError::Guest(_)) => round.failed = Some(error),
-            Err(error) if round.links == 0 && !round.has_ended => round.failed = Some(error),
+            Err(error) if round.links == 0 && !round.has_ended => {
+                round.failed.get_or_insert(error);
+            }
             Err(_) => {}
         }
         drop(round);

@@ -1,6 +1,7 @@
 //! Applies the data streams to the guest's memory and disks.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quinn::{ReadError, ReadExactError, RecvStream, SendStream};
 use tokio::task::spawn_blocking;
@@ -36,6 +37,9 @@ pub(super) struct Memory {
     space: Space,
     features: Features,
     totals: Arc<Totals>,
+    /// For each data stream, how many frames have been applied, of all that had its number; for the
+    /// first one, those of several links.
+    applied: Vec<AtomicU64>,
     /// The order of frames that come over several links.
     turns: Turns,
 }
@@ -71,7 +75,21 @@ impl Memory {
     ) -> Self {
         let written = Written::new(space.chunks);
         let turns = Turns::new(space.chunks);
-        Self { guest, written, space, features, totals, turns }
+        let applied = (0..space.streams).map(|_| AtomicU64::new(0)).collect();
+        Self { guest, written, space, features, totals, applied, turns }
+    }
+
+    /// Returns how many frames of each data stream have been applied so far.
+    pub(super) fn applied(&self) -> Vec<u64> {
+        self.applied.iter().map(|frames| frames.load(Ordering::Acquire)).collect()
+    }
+
+    /// Counts a frame of this data stream that has been applied; of several links, or was not
+    /// needed.
+    fn count(&self, stream: u16) {
+        if let Some(applied) = self.applied.get(usize::from(stream)) {
+            applied.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// Returns the number of data streams.
@@ -94,8 +112,9 @@ impl Memory {
             self.guest.copy_in(chunk, run.first, data)?;
             rest = after;
         }
-        // No other task changes this word: one stream carries all frames of a chunk, or, of several
-        // links, one brings it in each round.
+        // No other task changes this word: one stream carries all frames of a chunk, and has ended
+        // before another one with its number comes; or, of several links, one brings it in each
+        // round.
         self.written.set(chunk, (before | header.carried()) & !stale);
         Ok(())
     }
@@ -199,6 +218,7 @@ async fn receive_all(
             return Ok((header.chunk, frames));
         }
         frames += 1;
+        memory.count(stream);
     }
 }
 
@@ -245,6 +265,7 @@ async fn receive_shares(
             frame = frame.apply_anywhere(memory, header).await?;
         }
         frames += 1;
+        memory.count(0);
         let ack = PageAck { round: header.round, chunk: header.chunk };
         // A source that reads acknowledgements no longer has ended the stream: what is still on its
         // way are copies of what another link has brought, and the end.

@@ -11,7 +11,8 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::control::describe;
 use super::hints::{BLOCK_CHUNKS, Slot};
 use super::pool::Pool;
-use super::stream_sender::{StreamContext, StreamSendError, StreamSender};
+use super::stream_sender::{StreamContext, StreamSendError, StreamSender, panicked};
+use crate::guest::GuestError;
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::progress::Transfer;
 use crate::protocol::page_ack::{PAGE_ACK_BYTES, PageAck};
@@ -25,8 +26,10 @@ use crate::source::{Event, FinalSent, RoundSent};
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// An order of the driver.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) enum Order {
+    /// Go on over this route, whose destination has applied so many frames of each data stream.
+    Reopen(Route, Vec<u64>),
     /// Send the dirty pages, then count those dirtied meanwhile.
     Round(u32),
     /// Collect, then send the dirty pages.
@@ -40,9 +43,23 @@ pub(super) enum Order {
     CollectMissing,
 }
 
+/// What a sender reports, with the generation of its route.
+#[derive(Debug)]
+pub(super) enum SenderReport {
+    /// An order is carried out.
+    Done(u64, Event),
+    /// A stream failed.
+    Lost(u64, String),
+    /// The guest failed, whatever the route: what was to be sent is no longer known.
+    GuestFailed(GuestError),
+}
+
 /// Connections and credentials of a sender.
+#[derive(Debug)]
 pub(super) struct Route {
     pub(super) connections: Vec<Connection>,
+    /// Number of the control stream on them.
+    pub(super) generation: u64,
     /// Whether the connections are links that fail one by one, and share all chunks.
     pub(super) are_links: bool,
     pub(super) name: String,
@@ -68,25 +85,39 @@ pub(super) struct Sender {
 impl Sender {
     /// Starts to send the pages of a guest of `chunks` chunks. All of them are dirty, except those
     /// that `hints` holds by the first round and that were not written since. Answers go to
-    /// `report`.
+    /// `report`. After a loss, it waits for another route.
     pub(super) fn start(
         context: StreamContext,
         route: Route,
         chunks: usize,
         hints: Arc<Slot>,
         tasks: &mut JoinSet<()>,
-        report: impl Fn(Event) + Send + 'static,
+        report: impl Fn(SenderReport) + Send + Sync + 'static,
     ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let (stop, mut stopped) = watch::channel(());
         let is_ending = context.is_ending.clone();
-        let work =
-            Work { context, route, hints, dirty: PageSet::full(chunks), outlets: Outlets::Closed };
+        let work = Work {
+            frames: vec![0; route.streams.into()],
+            context,
+            route,
+            hints,
+            has_begun: false,
+            dirty: PageSet::full(chunks),
+            outlets: Outlets::Closed,
+            link_rounds: 0,
+        };
+        let report = Arc::new(report);
+        let told = report.clone();
+        let mut running = JoinSet::new();
         tasks.spawn(async move {
+            running.spawn(async move { work.serve(inbox, &*told).await });
             tokio::select! {
                 // Ends when the sender is dropped.
                 _ = stopped.changed() => {}
-                () = work.serve(inbox, report) => {}
+                Some(Err(ended)) = running.join_next() => {
+                    report(SenderReport::GuestFailed(panicked(&ended)));
+                }
             }
         });
         Self { orders, is_ending, _stop: stop }
@@ -105,8 +136,14 @@ struct Work {
     context: StreamContext,
     route: Route,
     hints: Arc<Slot>,
+    /// Whether the first round has begun.
+    has_begun: bool,
     dirty: PageSet,
     outlets: Outlets,
+    /// For each data stream, how many frames of earlier ones with its number are applied.
+    frames: Vec<u64>,
+    /// Number of the last round over links that are lost.
+    link_rounds: u32,
 }
 
 /// What is sent after the pages of a round.
@@ -120,7 +157,7 @@ enum Follow {
 
 /// The streams that carry the pages.
 enum Outlets {
-    /// The first round opens them.
+    /// The next round opens them.
     Closed,
     /// Each carries a fixed part of the chunks.
     Streams(Vec<StreamSender>),
@@ -132,25 +169,60 @@ impl Work {
     async fn serve(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Order>,
-        report: impl Fn(Event) + Send,
+        report: &(impl Fn(SenderReport) + Sync),
     ) {
+        let mut is_lost = false;
         while let Some(order) = inbox.recv().await {
             let outcome = match order {
+                Order::Reopen(route, applied) => {
+                    is_lost = false;
+                    self.reopen(route, applied);
+                    continue;
+                }
+                // The machine decides what comes next.
+                _ if is_lost => continue,
                 Order::Round(round) => self.round(round).await.map(Event::RoundSent),
                 Order::FinalRound(round) => self.final_round(round).await.map(Event::RoundSent),
                 Order::Remainder(round) => self.remainder(round).await.map(Event::RemainderSent),
                 Order::EndStreams => self.end_streams().await.map(Event::StreamsEnded),
                 Order::CollectMissing => self.collect_missing().map(Event::MissingCollected),
             };
-            let failed = outcome.is_err();
-            if matches!(outcome, Err(StreamSendError::Stream(_))) {
-                tokio::time::sleep(LAST_WORD).await;
+            let generation = self.route.generation;
+            match outcome {
+                Ok(event) => report(SenderReport::Done(generation, event)),
+                Err(StreamSendError::Stream(detail)) => {
+                    is_lost = true;
+                    self.close();
+                    tokio::time::sleep(LAST_WORD).await;
+                    report(SenderReport::Lost(generation, self.explain(detail)));
+                }
+                Err(StreamSendError::Guest(error)) => {
+                    report(SenderReport::GuestFailed(error));
+                    // No other route helps.
+                    return std::future::pending().await;
+                }
             }
-            report(outcome.unwrap_or_else(|error| self.explain(error)));
-            if failed {
-                // The machine decides what comes next; these streams carry nothing more.
-                std::future::pending::<()>().await;
-            }
+        }
+    }
+
+    /// Drops the streams. What they were still to carry is dirty.
+    fn close(&mut self) {
+        let outlets = std::mem::replace(&mut self.outlets, Outlets::Closed);
+        if let Outlets::Links { pool, .. } = outlets {
+            let (unfinished, rounds) = pool.unfinished();
+            self.dirty.union(&unfinished);
+            self.link_rounds = rounds;
+        }
+    }
+
+    /// Has the next round open streams on another route. What the destination has not applied of
+    /// the lost ones is dirty.
+    fn reopen(&mut self, route: Route, applied: Vec<u64>) {
+        self.close();
+        self.route = route;
+        if !self.route.are_links {
+            self.dirty.union(&self.context.journal.lost(&applied));
+            self.frames = applied;
         }
     }
 
@@ -174,14 +246,13 @@ impl Work {
     /// Before the first round, removes pages from the dirty set that are zero both here and at the
     /// destination, which count as sent, and pages that the guest has reported free.
     async fn leave_out(&mut self) -> Result<Transfer, StreamSendError> {
-        if !matches!(self.outlets, Outlets::Closed) {
+        if self.has_begun {
             return Ok(Transfer::default());
         }
-        let (guest, mut dirty) = (Arc::clone(&self.context.guest), self.dirty.take());
+        let (guest, mut dirty) = (Arc::clone(&self.context.guest), self.dirty.clone());
         // Finding a disk's holes may require reading it.
         let filtering = spawn_blocking(move || guest.leave_out(dirty.words_mut()).map(|()| dirty));
-        let filtered =
-            filtering.await.map_err(|error| StreamSendError::Stream(error.to_string()))?;
+        let filtered = filtering.await.map_err(|error| StreamSendError::Guest(panicked(&error)))?;
         self.dirty = filtered.map_err(StreamSendError::Guest)?;
         let words = self.dirty.words();
         let zeros = |words: &[u64]| words.iter().map(|word| u64::from(word.count_zeros())).sum();
@@ -194,6 +265,7 @@ impl Work {
         let hinted_pages = self.skip_hinted()?;
         let left_out = Transfer { hinted_pages, ..left_out };
         self.context.totals.add(&left_out);
+        self.has_begun = true;
         Ok(left_out)
     }
 
@@ -246,8 +318,8 @@ impl Work {
         self.context.guest.collect_dirty(self.dirty.words_mut()).map_err(StreamSendError::Guest)
     }
 
-    /// Sends all pages of the dirty set, and empties it. If rounds are to end meanwhile, what was
-    /// not sent stays in it.
+    /// Sends all pages of the dirty set, and empties it. If rounds are to end meanwhile, or a
+    /// stream fails, what was not sent stays in it.
     async fn send_dirty(
         &mut self,
         round: u32,
@@ -269,12 +341,13 @@ impl Work {
                     Follow::Nothing => u64::MAX,
                 };
                 let dirty = Arc::new(dirty);
+                let before: Vec<_> = senders.iter().map(StreamSender::last_frame).collect();
                 let sent = match &mut senders[..] {
                     [only] => only.send(round, &dirty, round_bytes).await,
                     _ => send_in_parallel(senders, (round, round_bytes), dirty.clone()).await,
                 };
-                for stream_sender in senders {
-                    stream_sender.add_unsent(&dirty, &mut self.dirty);
+                if sent.is_err() || self.context.is_ending.load(Relaxed) {
+                    self.dirty.union(&self.context.journal.unsent(&dirty, &before));
                 }
                 sent
             }
@@ -304,6 +377,9 @@ impl Work {
     /// Opens the streams, unless that has been done.
     async fn open(&mut self) -> Result<(), StreamSendError> {
         if matches!(self.outlets, Outlets::Closed) {
+            if self.route.connections.is_empty() {
+                return Err(broken("the connection is lost"));
+            }
             self.outlets = match self.route.are_links {
                 true => self.open_on_links(),
                 false => Outlets::Streams(self.open_streams().await?),
@@ -322,7 +398,9 @@ impl Work {
             let preamble = self.route.preamble(StreamRole::Data { stream: index });
             stream.write_all(&preamble.encode()).await.map_err(broken)?;
             let (context, connection) = (self.context.clone(), connection.clone());
-            senders.push(StreamSender::new(context, connection, stream, index, *streams));
+            let before = self.frames.get(usize::from(index)).copied().unwrap_or(0);
+            let place = (index, *streams);
+            senders.push(StreamSender::new(context, connection, stream, place, before));
         }
         Ok(senders)
     }
@@ -331,14 +409,20 @@ impl Work {
     fn open_on_links(&self) -> Outlets {
         let Route { connections, .. } = &self.route;
         let longest = connections.iter().map(Connection::min_rtt).max().unwrap_or_default();
-        let pool = Arc::new(Pool::new(self.context.clone(), connections.len(), longest));
+        let pool = Arc::new(Pool::new(
+            self.context.clone(),
+            (connections.len(), self.link_rounds),
+            longest,
+        ));
         let mut running = JoinSet::new();
         for (link, connection) in connections.iter().enumerate() {
             let (pool, context) = (pool.clone(), self.context.clone());
             let (connection, preamble) =
                 (connection.clone(), self.route.preamble(StreamRole::LinkPages));
             running.spawn(async move {
+                let unless_it_panics = FinishedByPanic(&pool);
                 let sent = send_on_link((context, &connection), preamble, (&pool, link)).await;
+                drop(unless_it_panics);
                 if let Err(StreamSendError::Stream(detail)) = &sent {
                     tracing::debug!(detail, "a link carries pages no longer");
                 }
@@ -348,17 +432,24 @@ impl Work {
         Outlets::Links { pool, _running: running }
     }
 
-    fn explain(&self, error: StreamSendError) -> Event {
-        match error {
-            StreamSendError::Guest(error) => Event::GuestFailed(error),
-            StreamSendError::Stream(detail) => {
-                let closed = |connection: &&Connection| connection.close_reason().is_some();
-                let detail = match self.route.connections.iter().find(closed) {
-                    Some(connection) => describe(connection, &self.route.name, &detail),
-                    None => detail,
-                };
-                Event::ConnectionLost { detail: detail.as_str().into() }
-            }
+    fn explain(&self, detail: String) -> String {
+        let closed = |connection: &&Connection| connection.close_reason().is_some();
+        match self.route.connections.iter().find(closed) {
+            Some(connection) => describe(connection, &self.route.name, &detail),
+            None => detail,
+        }
+    }
+}
+
+/// Fails the round if the thread panics, which the panic handler reports: no other link knows what
+/// is left to send.
+struct FinishedByPanic<'a>(&'a Pool);
+
+impl Drop for FinishedByPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = GuestError::new("a thread of the migration has panicked");
+            self.0.finished(Err(StreamSendError::Guest(error)));
         }
     }
 }
@@ -375,7 +466,7 @@ async fn send_on_link(
 ) -> Result<(), StreamSendError> {
     let (mut stream, acks) = connection.open_bi().await.map_err(broken)?;
     stream.write_all(&preamble.encode()).await.map_err(broken)?;
-    let mut stream_sender = StreamSender::new(context, connection.clone(), stream, 0, 1);
+    let mut stream_sender = StreamSender::new(context, connection.clone(), stream, (0, 1), 0);
     tokio::select! {
         sent = stream_sender.send_shares(pool, link) => sent,
         error = take_acks(acks, pool) => Err(error),
@@ -410,10 +501,28 @@ async fn send_in_parallel(
     }
     let mut back = Vec::new();
     let mut total = Transfer::default();
+    let mut failed = None;
+    // To its end: what is not sent is counted next, so nothing may be sent any more.
     while let Some(joined) = running.join_next().await {
-        let (place, stream_sender, sent) = joined.map_err(broken)?;
-        total += sent?;
-        back.push((place, stream_sender));
+        let outcome = match joined {
+            Ok((place, stream_sender, Ok(sent))) => {
+                back.push((place, stream_sender));
+                total += sent;
+                continue;
+            }
+            Ok((_, _, Err(error))) => Some(error),
+            Err(ended) if ended.is_cancelled() => None,
+            Err(ended) => Some(StreamSendError::Guest(panicked(&ended))),
+        };
+        running.abort_all();
+        // A guest that cannot be read comes first: another connection does not help.
+        let is_first = failed.is_none() || matches!(outcome, Some(StreamSendError::Guest(_)));
+        if is_first {
+            failed = outcome.or(failed);
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
     }
     back.sort_unstable_by_key(|(place, _)| *place);
     senders.extend(back.into_iter().map(|(_, stream_sender)| stream_sender));

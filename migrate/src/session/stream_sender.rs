@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use quinn::{Connection, SendStream};
-use tokio::task::{spawn_blocking, yield_now};
+use tokio::task::{JoinError, spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep};
 
 use super::heat::Heat;
+use super::journal::Journal;
 use super::limiter::Limiter;
 use super::links::Links;
 use super::pool::{Pool, REPEAT_AFTER, Share};
@@ -35,6 +36,12 @@ pub(super) enum StreamSendError {
     Stream(String),
 }
 
+/// The error for a thread that has panicked, which the panic handler has reported: what it had to
+/// send is lost, so no other connection helps.
+pub(super) fn panicked(error: &JoinError) -> GuestError {
+    GuestError::new(error.to_string())
+}
+
 /// What all data streams of a migration share.
 #[derive(Clone)]
 pub(super) struct StreamContext {
@@ -52,6 +59,8 @@ pub(super) struct StreamContext {
     pub(super) heat: Arc<Mutex<Heat>>,
     /// What each of several links carries.
     pub(super) links: Arc<Links>,
+    /// What the data streams have carried.
+    pub(super) journal: Arc<Journal>,
 }
 
 /// One data stream, and the state needed to fill it.
@@ -66,10 +75,10 @@ pub(super) struct StreamSender {
     wire: WireRate,
     batch: Batch,
     frames: u64,
+    /// Frames of earlier streams with this number that the destination has applied.
+    frames_before: u64,
     /// Bytes that the current round is about to send at most.
     round_bytes: u64,
-    /// The first chunk that the last round did not send, since rounds were to end.
-    ended_at: Option<usize>,
     /// Buffer for a chunk of a disk, allocated with the first one.
     content: Vec<u8>,
 }
@@ -79,8 +88,8 @@ impl StreamSender {
         context: StreamContext,
         connection: Connection,
         stream: SendStream,
-        index: u16,
-        streams: u16,
+        (index, streams): (u16, u16),
+        frames_before: u64,
     ) -> Self {
         let encoder = Encoder::new(context.compression);
         let batch = context.pool.batch();
@@ -94,8 +103,8 @@ impl StreamSender {
             wire: WireRate::default(),
             batch,
             frames: 0,
+            frames_before,
             round_bytes: u64::MAX,
-            ended_at: None,
             content: Vec::new(),
         }
     }
@@ -121,7 +130,6 @@ impl StreamSender {
             for (offset, &pages) in share[from..to].iter().enumerate().filter(|word| *word.1 != 0) {
                 let chunk = first + from + offset;
                 if self.context.is_ending.load(Relaxed) {
-                    self.ended_at = Some(chunk);
                     break 'blocks;
                 }
                 self.send_chunk(round, (chunk, pages), &mut sent).await?;
@@ -181,16 +189,9 @@ impl StreamSender {
         Ok(())
     }
 
-    /// Adds to `unsent` what is left of this stream's share of `dirty` if rounds were to end before
-    /// all of it was sent.
-    pub(super) fn add_unsent(&self, dirty: &PageSet, unsent: &mut PageSet) {
-        let Some(from) = self.ended_at else { return };
-        let left = dirty.iter().filter(|(chunk, _)| *chunk >= from);
-        for (chunk, pages) in left.filter(|(chunk, _)| chunk % self.streams == self.index) {
-            if let Some(word) = unsent.words_mut().get_mut(chunk) {
-                *word |= pages;
-            }
-        }
+    /// Returns the number of the last frame, among all of streams with this number.
+    pub(super) fn last_frame(&self) -> u64 {
+        self.frames_before.saturating_add(self.frames)
     }
 
     /// Ends the stream.
@@ -223,8 +224,7 @@ impl StreamSender {
             }
             Ok(content)
         });
-        // A panic there has already been reported by the panic handler.
-        let read = reading.await.map_err(|error| StreamSendError::Stream(error.to_string()))?;
+        let read = reading.await.map_err(|error| StreamSendError::Guest(panicked(&error)))?;
         self.content = read.map_err(StreamSendError::Guest)?;
         Ok(())
     }
@@ -245,6 +245,7 @@ impl StreamSender {
         let frame = frame.map_err(StreamSendError::Guest)?;
         let frame = if is_of_disk { frame.of_disk() } else { frame };
         self.frames += 1;
+        self.context.journal.note(chunk, position.pages, self.last_frame());
         self.context.totals.add(&frame);
         *sent += frame;
         Ok(())
@@ -257,8 +258,12 @@ impl StreamSender {
         }
         let mut batch = std::mem::replace(&mut self.batch, self.context.pool.batch());
         match self.context.failpoints.reach("source.data", kind) {
-            Passage::Go | Passage::Cut => {}
-            Passage::Hold => return std::future::pending().await,
+            Passage::Go => {}
+            Passage::Cut => self.connection.close(STOPPED.into(), b"failpoint"),
+            Passage::Hold => {
+                let lost = self.connection.closed().await;
+                return Err(StreamSendError::Stream(lost.to_string()));
+            }
             Passage::Flip => batch.damage(),
         }
         let bytes = batch.into_bytes();

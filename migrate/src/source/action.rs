@@ -26,6 +26,14 @@ pub enum Action {
         /// Number of the round, from 1.
         round: u32,
     },
+    /// There is a new connection: have the next round open new data streams on it. Pages that were
+    /// sent on the lost ones, and are not in these first frames of each, are dirty again. No
+    /// answer.
+    ReopenStreams {
+        /// For each data stream, how many frames the destination has applied since the migration
+        /// began.
+        applied: Vec<u64>,
+    },
     /// Slow the guest down, or no longer. Comes again while it lasts: [`super::Event::Throttled`],
     /// or no answer, since a failure costs only time.
     Throttle(Throttle),

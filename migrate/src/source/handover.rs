@@ -185,6 +185,7 @@ impl Source {
         self.state = State::Asking { decision, trouble: None };
         self.push(Action::ReleaseGuest);
         if self.link.is_up() {
+            self.link.failures = 0;
             self.link.expect_answer(self.now);
             self.say(SourceMessage::Commit);
         } else {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::estimate::Estimate;
 use super::postcopy::Postcopy;
+use super::reconnect::{Outage, Reached};
 use super::round::Current;
 use super::stall::StallWatch;
 use super::standstill::Standstill;
@@ -67,6 +68,8 @@ pub struct Source {
     /// Whether the guest ran before this side paused it.
     pub(super) run_state: RunState,
     pub(super) postcopy: Postcopy,
+    pub(super) outage: Option<Outage>,
+    pub(super) reached: Option<Reached>,
     /// The memory that is to follow the guest, until it is served.
     pub(super) missing: PageSet,
     /// The present connection carries the pages that the destination lacks.
@@ -101,6 +104,8 @@ impl Source {
             standstill: Standstill::default(),
             run_state: RunState::Running,
             postcopy: Postcopy::default(),
+            outage: None,
+            reached: None,
             missing: PageSet::empty(0),
             serves: false,
             not_taken_back: None,
@@ -173,6 +178,7 @@ impl Source {
             throttle_percent: throttled.percent,
             throttled_vcpus: throttled.vcpus,
             postcopy_refused: self.waits_for_want_of_postcopy().map(|why| why.to_string()),
+            disconnected: self.present_outage().map(|outage| outage.detail.to_string()),
             in_doubt: self.is_in_doubt().then(|| self.way_out()),
             ..self.notes.progress(now)
         }
@@ -355,16 +361,16 @@ impl Source {
         }
     }
 
-    fn own_deadlines(&self) -> [Option<(Duration, Failure)>; 3] {
+    fn own_deadlines(&self) -> [Option<(Duration, Failure)>; 4] {
         let standstill = self.standstill.until().map(|until| (until, self.stood_too_long()));
         let answer =
             self.awaited.map(|(expected, by, limit)| (by, Failure::NoAnswer { expected, limit }));
         match self.state {
             // The guest is wanted back.
             State::Asking { decision: Decision::Commit | Decision::Serve, .. } => {
-                return [standstill, None, answer];
+                return [standstill, None, answer, None];
             }
-            ref state if !state.is_uncommitted() => return [None, None, None],
+            ref state if !state.is_uncommitted() => return [None, None, None, None],
             _ => {}
         }
         let limits = self.limits();
@@ -372,7 +378,7 @@ impl Source {
             let why = self.estimate.why_not_over(&limits);
             (self.notes.began().saturating_add(limit), Failure::Timeout { limit, why })
         });
-        [standstill, total, answer]
+        [standstill, total, answer, self.end_of_outage()]
     }
 
     /// Returns why a guest that was paused for too long is no longer handed over.

@@ -63,6 +63,7 @@ impl Source {
     pub fn can_recover(&self) -> Result<(), RecoverRefused> {
         match self.state {
             State::Asking { .. } | State::Serving => Ok(()),
+            _ if self.present_outage().is_some() => Ok(()),
             ref state if state.is_uncommitted() => Err(RecoverRefused::NotCommitted),
             _ => Err(RecoverRefused::Over),
         }

@@ -46,6 +46,12 @@ impl Current {
         self.sent_before = transfer;
     }
 
+    /// Interrupts the round, when `sent` has been sent: the rest is left for the next one.
+    pub(super) fn interrupt(&mut self, sent: &Transfer) {
+        let [memory, disks] = self.remaining_pages(sent);
+        (self.pages, self.disk_pages, self.sent_before) = (memory + disks, disks, *sent);
+    }
+
     /// Begins what follows the guest: `pages` of memory, when `sent` was sent before.
     pub(super) fn follow(&mut self, pages: u64, sent: Transfer) {
         (self.pages, self.disk_pages, self.sent_before) = (pages, 0, sent);

@@ -39,6 +39,7 @@ impl Source {
                 self.record(SourceState::Undecided);
             }
             State::Asking { .. } | State::Serving | State::Unwinding(_) => self.send_decision(),
+            State::Reconnecting => self.say_continue(),
             _ => {}
         }
     }
@@ -82,6 +83,12 @@ impl Source {
                 self.decide();
             }
             (State::Clearing, DestinationMessage::Cleared) => self.on_cleared(),
+            (State::Reconnecting, DestinationMessage::Applied { frames }) => {
+                self.on_applied(frames);
+            }
+            (State::Reconnecting, DestinationMessage::Discarded | DestinationMessage::Unknown) => {
+                self.on_copy_gone();
+            }
             // While connecting, this is the answer of the destination's node.
             (
                 State::Connecting | State::Greeting | State::Describing,
@@ -178,7 +185,10 @@ impl Source {
         }
     }
 
-    fn send_round(&mut self) {
+    pub(super) fn send_round(&mut self) {
+        if self.outage.is_some() {
+            return self.look_for_destination();
+        }
         if self.postcopy == Postcopy::Wanted {
             return self.begin_postcopy();
         }

@@ -10,8 +10,9 @@ use crate::report::Outcome;
 
 /// Longest wait for the answer to a commit before reconnecting.
 const COMMIT_ANSWER: Duration = Duration::from_secs(10);
-/// Longest wait, after reconnecting, for the list of the pages that the destination lacks: it has
-/// up to [`crate::protocol::codec::PAGES_LIMIT`] bytes, and the link may be slow.
+/// Longest wait, after reconnecting, for what the destination lacks or has: a list of pages has up
+/// to [`crate::protocol::codec::PAGES_LIMIT`] bytes, and the link may be slow; frames are counted
+/// once all that came over lost connections is applied, and a disk may be slow.
 const LIST_ANSWER: Duration = Duration::from_secs(60);
 /// First pause before reconnecting; each further one is twice as long.
 const REDIAL_FIRST: Duration = Duration::from_millis(100);
@@ -34,6 +35,8 @@ pub(super) enum State {
     Probing,
     /// Waits for a round to be sent.
     Copying,
+    /// Waits to reach the destination again, or for its answer to `Continue`.
+    Reconnecting,
     /// Waits before the switchover is measured again, in case it has become faster.
     Resting { until: Duration },
     /// Waits for a record that is written again to measure how long that takes now.
@@ -105,6 +108,7 @@ impl State {
                 "measuring the switchover"
             }
             Self::Copying => "sending memory",
+            Self::Reconnecting => "trying to reach the destination again",
             Self::Draining | Self::Clearing => "preparing post-copy",
             Self::Serving => "sending the rest of memory",
             Self::Pausing => "pausing the guest",
@@ -182,6 +186,9 @@ pub(super) enum PeerNotice {
     Done,
     /// It was told, and must confirm that its copy is gone. It also finds out without that.
     Asked,
+    /// It may keep a copy that can be of no use, and waits for this side for a while: as long as
+    /// that, this side tries to tell it.
+    OwedUntil(Duration),
     /// It may be ready, and then waits for the decision without limit: this side retries until it
     /// has been told.
     Owed,
@@ -227,7 +234,8 @@ impl Link {
         self.status = LinkStatus::Up { answer_by: Some(now + COMMIT_ANSWER) };
     }
 
-    /// Sets the deadline for the destination to say what it lacks, on the current connection.
+    /// Sets the deadline for the destination to say what it lacks or has, on the current
+    /// connection.
     pub(super) fn expect_list(&mut self, now: Duration) {
         self.status = LinkStatus::Up { answer_by: Some(now + LIST_ANSWER) };
     }

@@ -28,6 +28,7 @@ mod links;
 mod machine;
 mod node;
 mod postcopy;
+mod reconnect;
 mod stall;
 mod standstill;
 

@@ -1,12 +1,13 @@
 //! Undoing a migration: after a failure or a cancel, and after a commit whose guest the destination
 //! has durably given back.
 
+use super::reconnect::RECONNECT_WITHIN;
 use super::state::{GuestBack, LinkStatus, PeerNotice, State, Unwind};
 use super::{Action, Source};
 use crate::error::{Failure, MigrationError};
 use crate::guest::{GuestError, RunState};
 use crate::phase::Phase;
-use crate::protocol::{Decision, DestinationMessage, SourceMessage};
+use crate::protocol::{Decision, DestinationMessage, FEATURE_RECONNECT, SourceMessage};
 use crate::reason::Reason;
 use crate::record::SourceState;
 use crate::report::Outcome;
@@ -23,12 +24,22 @@ impl Source {
             State::Connecting | State::Opening => PeerNotice::Done,
             State::Ending { .. } | State::AwaitingReady => PeerNotice::Owed,
             _ if self.link.is_up() => PeerNotice::Asked,
-            _ => PeerNotice::Done,
+            _ => self.notice_of_lost(),
         };
         if notice != PeerNotice::Done {
             self.say(SourceMessage::Abort(complaint));
         }
         self.unwind(failure, notice);
+    }
+
+    /// Returns what a destination that is out of reach is to be told of an abort.
+    fn notice_of_lost(&self) -> PeerNotice {
+        let is_kept = self.features.has(FEATURE_RECONNECT) && self.notes.phase() >= Phase::Prepare;
+        if is_kept {
+            PeerNotice::OwedUntil(self.now.saturating_add(RECONNECT_WITHIN))
+        } else {
+            PeerNotice::Done
+        }
     }
 
     /// Aborts the migration; the destination knows.
@@ -211,12 +222,15 @@ impl Source {
         if self.link.status == LinkStatus::Dialing {
             self.link.down();
         }
+        if self.may_reconnect() {
+            return self.reconnect(detail);
+        }
         if self.state.is_uncommitted() {
             self.link.down();
-            let detail = self.with_hint_of_via(detail);
-            return self.abort(Failure::ConnectionLost { detail });
+            let failure = self.connection_lost(detail);
+            return self.abort(failure);
         }
-        let error = self.error(Failure::ConnectionLost { detail });
+        let (error, owed) = (self.error(Failure::ConnectionLost { detail }), self.notice_of_lost());
         match &mut self.state {
             State::Asking { decision, trouble } => {
                 // Why the guest comes back, if it does.
@@ -231,7 +245,16 @@ impl Source {
             State::Serving => self.link.plan_redial(self.now),
             State::Unwinding(unwind) => match unwind.notice {
                 PeerNotice::Done => self.link.down(),
-                PeerNotice::Asked => {
+                PeerNotice::Asked if owed != PeerNotice::Done => {
+                    unwind.notice = owed;
+                    self.link.plan_redial(self.now);
+                    self.go_on_unwinding();
+                }
+                PeerNotice::OwedUntil(until) if until > self.now => {
+                    self.link.plan_redial(self.now);
+                    self.go_on_unwinding();
+                }
+                PeerNotice::Asked | PeerNotice::OwedUntil(_) => {
                     unwind.notice = PeerNotice::Done;
                     self.link.down();
                     self.go_on_unwinding();
@@ -245,14 +268,16 @@ impl Source {
         }
     }
 
-    /// Adds how a migration outlasts the loss of an address of the destination.
-    fn with_hint_of_via(&self, detail: PeerText) -> PeerText {
+    /// Returns the failure of a migration that ends with its connection, and how it outlasts the
+    /// loss of an address of the destination.
+    pub(super) fn connection_lost(&self, detail: PeerText) -> Failure {
         if self.config.has_links || self.notes.phase() == Phase::Connect {
-            return detail;
+            return Failure::ConnectionLost { detail };
         }
-        PeerText::new(&format!(
+        let detail = PeerText::new(&format!(
             "{detail} (with --via and several addresses, it goes on over those that are left)"
-        ))
+        ));
+        Failure::ConnectionLost { detail }
     }
 
     /// Takes the guest back without the destination, which has been asked to give it back: the
@@ -296,6 +321,7 @@ impl Source {
             | DestinationMessage::Cleared
             | DestinationMessage::Missing(_)
             | DestinationMessage::Complete { .. }
+            | DestinationMessage::Applied { .. }
             | DestinationMessage::Ready { .. } => {}
         }
     }

@@ -156,6 +156,13 @@ pub(crate) struct Scenario {
     pub(crate) postcopy_at_ms: Option<u32>,
     /// Pages are placed before the last ones are dropped: a fault that the checks must find.
     pub(crate) places_early: bool,
+    /// What was handed to a connection that is lost counts as received: another such fault.
+    pub(crate) trusts_streams: bool,
+    /// Frames are counted before all that came over lost connections is applied: another.
+    pub(crate) counts_early: bool,
+    /// How long after it has arrived a frame of the first connection is applied; later ones are at
+    /// once.
+    pub(crate) apply: Duration,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -178,6 +185,9 @@ impl Default for Scenario {
             load: Duration::from_millis(2),
             postcopy_at_ms: None,
             places_early: false,
+            trusts_streams: false,
+            counts_early: false,
+            apply: Duration::ZERO,
             faults: Vec::new(),
         }
     }
@@ -239,7 +249,9 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     let link = (1..20_u64, 2_000..100_000_u32, 1..4_u16);
     let slow = || prop_oneof![3 => 1..5_u64, 1 => 5..9000_u64];
     let slow_hand_overs = prop_oneof![2 => Just(u32::MAX), 1 => 1..3_u32];
-    let turns = (prop_oneof![3 => Just(1), 1 => 1..50_u32], slow(), slow(), slow_hand_overs);
+    let apply = prop_oneof![2 => Just(0), 1 => 1..500_u64];
+    let slower = prop_oneof![3 => Just(1), 1 => 1..50_u32];
+    let turns = (slower, slow(), slow(), slow_hand_overs, apply);
     let is_early = prop_oneof![3 => Just(true), 1 => Just(false)];
     let faults = proptest::collection::vec(fault(), 0..4);
     let postcopy = prop_oneof![1 => Just(None), 1 => (0..300_u32).prop_map(Some)];
@@ -267,6 +279,9 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
             load: Duration::from_millis(turns.2),
             postcopy_at_ms,
             places_early: false,
+            trusts_streams: false,
+            counts_early: false,
+            apply: Duration::from_millis(turns.4),
             faults,
         }
     })

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)] // all of it is test
 
+mod arrivals;
 mod check;
 mod courses;
 mod faults;
@@ -11,6 +12,8 @@ mod guest;
 mod network;
 mod pairs;
 mod postcopy;
+mod reconnect;
+mod rounds;
 mod shells;
 mod standstill;
 mod world;
@@ -319,15 +322,6 @@ fn the_source_learns_why_the_destination_failed() {
         }
         assert!(heard > 0, "{what:?}");
     }
-}
-
-#[test]
-fn a_cut_before_the_pause_ends_the_migration_at_once() {
-    let what = What::Cut { source_ms: 0, destination_ms: 0 };
-    let world = run_well(with_fault(When::Message(4), what));
-    assert_eq!(outcome(&world), Outcome::StayedAtSource);
-    assert!(world.facts.source_reports[0].total_seconds < 1.0);
-    assert!(world.now < Duration::from_secs(10));
 }
 
 proptest! {

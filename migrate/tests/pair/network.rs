@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use migrate::destination;
 use migrate::protocol::codec::{self, CodecError};
-use migrate::protocol::{DestinationMessage, SourceMessage};
+use migrate::protocol::{Decision, DestinationMessage, SourceMessage};
 use migrate::resolve::{DeadSource, answer_for_dead, judge_for_dead};
 use migrate::source;
 
@@ -34,7 +34,7 @@ impl World {
         let listens = self.destination.as_ref().is_some_and(|side| !side.settled);
         let far = if listens { End::Destination } else { End::DestinationNode };
         let id = self.conns.len() as u64;
-        self.conns.insert(id, Conn { near, far, broken: false });
+        self.conns.insert(id, Conn { near, far, broken: false, under_way: 0 });
         self.note(|| format!("connection {id}: {near:?} to {far:?}"));
         if let (true, Some(destination)) = (listens, &mut self.destination) {
             destination.conn = Some(id);
@@ -108,9 +108,14 @@ impl World {
         conn: u64,
         said: &Result<SourceMessage, CodecError>,
     ) {
-        let Ok(SourceMessage::Resolve { migration: asked, decision }) = said else { return };
+        let (asked, decision) = match said {
+            Ok(SourceMessage::Resolve { migration, decision }) => (migration, *decision),
+            // What the source asks a node while nothing is decided.
+            Ok(SourceMessage::Continue { migration }) => (migration, Decision::Aborted),
+            _ => return,
+        };
         assert_eq!(*asked, migration());
-        let answer = answer_for_dead(self.destination_disk, *decision);
+        let answer = answer_for_dead(self.destination_disk, decision);
         if let Some(state) = answer.record {
             if self.destination.as_ref().is_some_and(|side| !side.settled) {
                 self.violation("a node answered for a process that lives and waits");

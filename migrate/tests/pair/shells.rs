@@ -7,14 +7,14 @@ use migrate::guest::{GuestError, RunState};
 use migrate::memory::PAGES_PER_CHUNK;
 use migrate::protocol::{DestinationMessage, PageMasks};
 use migrate::record::DestinationState;
-use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
+use migrate::source::{self, Action, Probe};
 use migrate::{PageSet, Throttle};
 
 use crate::faults::{RecordLoss, Side, When};
 use crate::guest::{CHUNKS, SimGuest};
 use crate::world::{ChunkPages, Happening, World};
 
-const MS: Duration = Duration::from_millis(1);
+pub(crate) const MS: Duration = Duration::from_millis(1);
 /// How long to retry a disk that another process has locked.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -125,6 +125,7 @@ impl World {
         self.is_all_sent |= matches!(action, Action::SendRemainder { .. } | Action::CollectMissing);
         match action {
             Action::SendRound { .. } => self.send_next_round(),
+            Action::ReopenStreams { applied } => self.reopen_streams(applied),
             Action::SendFinalRound { .. } => self.send_final_round(),
             Action::ReleaseGuest => self.stands_since = None,
             Action::SendRemainder { .. } => self.send_remainder(),
@@ -225,121 +226,6 @@ impl World {
         if self.hand_overs <= self.scenario.slow_hand_overs { self.scenario.flush } else { MS }
     }
 
-    /// Sends a round while the guest runs: over a link that is still slow after a hand-over that
-    /// was called off, or over one that is fast again.
-    fn send_next_round(&mut self) {
-        let is_fast_again = self.hand_overs >= self.scenario.slow_hand_overs;
-        if let (true, Some(source)) = (is_fast_again, &mut self.source) {
-            source.slower = 1;
-        }
-        self.send_round();
-    }
-
-    fn send_final_round(&mut self) {
-        let is_slow = self.hand_overs <= self.scenario.slow_hand_overs;
-        let Some(source) = &mut self.source else { return };
-        source.slower = if is_slow { self.scenario.slower_after_pause } else { 1 };
-        if let Some(guest) = &mut source.guest {
-            guest.collect(&mut source.pending);
-        }
-        self.send_round();
-    }
-
-    fn send_round(&mut self) {
-        let Some(source) = &mut self.source else { return };
-        let set = source.pending.take();
-        source.unsent = set.clone();
-        let generation = source.generation;
-        let page = Duration::from_secs(1) * source.slower / self.scenario.pages_per_second;
-        let mut delay = Duration::ZERO;
-        for (chunk, mask) in set.iter() {
-            self.after(delay, Happening::Copy { generation, chunk, mask });
-            delay += page * mask.count_ones();
-        }
-        let pages = set.count();
-        self.after(delay + MS / 10, Happening::RoundDone { generation, pages });
-    }
-
-    /// Re-arms and copies the pages of a chunk, and sends them.
-    pub(crate) fn copy(&mut self, generation: u32, chunk: usize, mask: u64) {
-        let Some(source) = self.source.as_mut().filter(|s| s.generation == generation) else {
-            return;
-        };
-        let Some(guest) = &mut source.guest else { return };
-        guest.rearm(chunk, mask);
-        source.unsent.words_mut()[chunk] &= !mask;
-        let first = chunk * PAGES_PER_CHUNK;
-        let pages = guest.content.memory[first..first + PAGES_PER_CHUNK].to_vec();
-        let stream = chunk % source.frames.len();
-        source.frames[stream] += 1;
-        let Some(conn) = source.conn else { return };
-        // Streams may overtake each other, but each keeps its order.
-        let arrives = (self.now + self.scenario.latency * (stream as u32 + 1))
-            .max(source.stream_clock[stream]);
-        source.stream_clock[stream] = arrives;
-        if !std::mem::take(&mut self.lose_frame) && self.now >= self.outage_until {
-            self.at(arrives, Happening::Frame { conn, stream, chunk, mask, pages });
-        }
-    }
-
-    pub(crate) fn round_done(&mut self, generation: u32, pages: u64) {
-        let Some(source) = self.source.as_mut().filter(|s| s.generation == generation) else {
-            return;
-        };
-        let Some(guest) = &mut source.guest else { return };
-        guest.collect(&mut source.pending);
-        let dirty_pages = source.pending.count();
-        let wire_bytes = pages * 4096;
-        let sent = RoundSent {
-            pages,
-            zero_pages: pages / 3,
-            wire_bytes,
-            dirty_pages,
-            dirty_disk_pages: 0,
-        };
-        self.feed_source(source::Event::RoundSent(sent));
-    }
-
-    fn send_remainder(&mut self) {
-        let Some(source) = &mut self.source else { return };
-        let Some(guest) = &source.guest else { return };
-        guest.collect(&mut source.pending);
-        let set = source.pending.take();
-        let generation = source.generation;
-        for (chunk, mask) in set.iter() {
-            self.copy(generation, chunk, mask);
-        }
-        self.end_streams();
-        let sent = FinalSent { pages: set.count(), ..FinalSent::default() };
-        self.after(MS, Happening::ToSource(source::Event::RemainderSent(sent)));
-    }
-
-    fn end_streams(&mut self) {
-        let Some(source) = &self.source else { return };
-        if let Some(conn) = source.conn {
-            let ends: Vec<_> =
-                source.frames.iter().copied().zip(source.stream_clock.clone()).collect();
-            for (stream, (frames, clock)) in ends.into_iter().enumerate() {
-                let arrives = clock.max(self.now + self.scenario.latency);
-                self.at(arrives, Happening::StreamEnd { conn, stream, frames });
-            }
-        }
-    }
-
-    /// Ends the round and the streams, and reports what is dirty or was not sent.
-    fn drain(&mut self) {
-        let Some(source) = &mut self.source else { return };
-        let Some(guest) = &mut source.guest else { return };
-        source.generation += 1;
-        let unsent = source.unsent.take();
-        source.pending.union(&unsent);
-        guest.collect(&mut source.pending);
-        let missing = source.pending.take();
-        missing.iter().for_each(|(chunk, mask)| guest.rearm(chunk, mask));
-        self.end_streams();
-        self.after(MS, Happening::ToSource(source::Event::StreamsEnded(missing)));
-    }
-
     /// Sends half of what is missing, as if it were requested. Its stream may overtake the control
     /// stream: pages may arrive before the destination knows that they are missing.
     fn serve(&mut self, mut missing: PageSet) {
@@ -428,6 +314,7 @@ impl World {
             // It takes a while, but less than to load the state, which follows.
             ToDo::Fetch(missing) => return self.after(MS, Happening::Dropped { missing }),
             ToDo::ReportMissing => return self.report_missing(),
+            ToDo::CountFrames => return self.count_frames(),
             _ => {}
         }
         let fails = matches!(
@@ -550,39 +437,5 @@ impl World {
             self.check_takeover();
         }
         self.after(MS, Happening::ToDestination(destination::Event::Resumed(answer)));
-    }
-
-    pub(crate) fn apply_frame(
-        &mut self,
-        conn: u64,
-        stream: usize,
-        chunk: usize,
-        mask: u64,
-        pages: &[u64],
-    ) {
-        let broken = self.conns.get(&conn).is_none_or(|conn| conn.broken);
-        let Some(side) = &mut self.destination else { return };
-        if broken || side.conn != Some(conn) || !side.accepts {
-            return;
-        }
-        let Some(guest) = &mut side.guest else { return };
-        side.applied[stream] += 1;
-        for (page, &content) in pages.iter().enumerate() {
-            if mask >> page & 1 == 1 {
-                guest.content.memory[chunk * PAGES_PER_CHUNK + page] = content;
-            }
-        }
-    }
-
-    pub(crate) fn end_stream(&mut self, conn: u64, stream: usize, frames: u64) {
-        let broken = self.conns.get(&conn).is_none_or(|conn| conn.broken);
-        let Some(side) = &self.destination else { return };
-        if broken || side.conn != Some(conn) {
-            return;
-        }
-        let applied = side.applied[stream];
-        let ended =
-            destination::Event::StreamEnded { stream: stream as u16, announced: frames, applied };
-        self.feed_destination(ended);
     }
 }

@@ -42,6 +42,10 @@ pub(crate) struct SourceProcess {
     /// The factor by which the cost of a page on the link has grown since the pause.
     pub(crate) slower: u32,
     pub(crate) frames: Vec<u64>,
+    /// For each stream, how many frames of earlier ones with its number were applied.
+    pub(crate) frames_before: Vec<u64>,
+    /// For each chunk, the last frame that carried it, and the pages of all that did.
+    pub(crate) journal: Vec<(u64, u64)>,
     pub(crate) stream_clock: Vec<Duration>,
 }
 
@@ -57,7 +61,26 @@ pub(crate) struct DestinationProcess {
     pub(crate) fetches: bool,
     /// Pages of chunks that arrived before the last missing pages were dropped.
     pub(crate) early: Vec<ChunkPages>,
+    /// Frames applied of each data stream, of all connections.
     pub(crate) applied: Vec<u64>,
+    /// The same of one connection and stream.
+    pub(crate) applied_of: HashMap<(u64, usize), u64>,
+}
+
+/// A piece of a data stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Carried {
+    pub(crate) conn: u64,
+    pub(crate) stream: usize,
+    pub(crate) piece: Piece,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Piece {
+    /// The n-th frame of the stream, from 1.
+    Frame { number: u64, pages: ChunkPages },
+    /// Its end, and the number of its frames.
+    End { frames: u64 },
 }
 
 /// The party at one end of a connection.
@@ -76,6 +99,8 @@ pub(crate) struct Conn {
     pub(crate) near: End,
     pub(crate) far: End,
     pub(crate) broken: bool,
+    /// Pieces of data streams that are on their way or not applied.
+    pub(crate) under_way: u32,
 }
 
 pub(crate) enum Happening {
@@ -90,8 +115,9 @@ pub(crate) enum Happening {
     Save { generation: u32 },
     Copy { generation: u32, chunk: usize, mask: u64 },
     RoundDone { generation: u32, pages: u64 },
-    Frame { conn: u64, stream: usize, chunk: usize, mask: u64, pages: Vec<u64> },
-    StreamEnd { conn: u64, stream: usize, frames: u64 },
+    Arrived(Carried),
+    Applied(Carried),
+    Counting,
     Postcopy,
     Fetched { conn: u64, pages: ChunkPages },
     Dropped { missing: PageSet },
@@ -223,6 +249,8 @@ impl World {
                 generation: 0,
                 slower: 1,
                 frames: vec![0; streams],
+                frames_before: vec![0; streams],
+                journal: vec![(0, 0); CHUNKS],
                 stream_clock: vec![Duration::ZERO; streams],
             }),
             destination: Some(DestinationProcess {
@@ -234,6 +262,7 @@ impl World {
                 fetches: false,
                 early: Vec::new(),
                 applied: vec![0; streams],
+                applied_of: HashMap::new(),
             }),
             scenario,
             now: Duration::ZERO,
@@ -354,10 +383,9 @@ impl World {
             Happening::Save { generation } => self.save(generation),
             Happening::Copy { generation, chunk, mask } => self.copy(generation, chunk, mask),
             Happening::RoundDone { generation, pages } => self.round_done(generation, pages),
-            Happening::Frame { conn, stream, chunk, mask, pages } => {
-                self.apply_frame(conn, stream, chunk, mask, &pages);
-            }
-            Happening::StreamEnd { conn, stream, frames } => self.end_stream(conn, stream, frames),
+            Happening::Arrived(carried) => self.arrive(carried),
+            Happening::Applied(carried) => self.apply(carried),
+            Happening::Counting => self.count_frames(),
             Happening::Postcopy => self.feed_source(source::Event::Postcopy),
             Happening::Fetched { conn, pages } => self.fetched(conn, pages),
             Happening::Dropped { missing } => self.dropped(&missing),

@@ -5,19 +5,19 @@ use super::scene::Scene;
 
 in_each_phase!(connection_cut: connect prepare precopy switchover remainder ready commit resume);
 
-/// Before the commit, the guest continues at the source; afterwards the source reconnects and the
-/// migration completes.
+/// Before the commit, the guest continues at the source, but while rounds are sent and after the
+/// commit the source reconnects and the migration completes.
 fn connection_cut(phase: &Phase) {
     let mut scene = Scene::with_failpoint(Side::of(phase.cut), &format!("{}:cut", phase.cut));
     scene.migrate();
     let outcome = scene.take_migration().finish();
     match phase.owner {
-        Owner::Source => {
+        Owner::Source if phase.name != "precopy" => {
             outcome.stayed(&["connection", phase.name]);
             scene.runs_only_on(&scene.pair.a);
             scene.another_migration_succeeds();
         }
-        Owner::Destination => {
+        Owner::Source | Owner::Destination => {
             outcome.ok();
             scene.runs_only_on(&scene.pair.b);
         }

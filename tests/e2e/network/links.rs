@@ -4,8 +4,9 @@
 use serde_json::Value;
 
 use super::cable::Cable;
+use super::{await_reach, hurry};
 use support::checks::one_intact_copy;
-use support::{CRAWL, Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, wait};
+use support::{CRAWL, Exit, Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, wait};
 
 /// Two hosts on two cables, and a guest at the first.
 fn scene(cable: &Cable) -> (Pair, Guest) {
@@ -78,8 +79,7 @@ fn goes_on_in_precopy_without(pulled: usize) {
 
     cable.pull_one(pulled);
     await_loss(&guest, Cable::addresses(1)[pulled]);
-    let more = ["--set", "bandwidth=none,downtime=3s"];
-    pair.a.run(&[&["migrate", guest.name()], &more[..]].concat()).ok();
+    hurry(&pair, &guest);
 
     let report = migration.finish().ok();
     assert_lost(&report, [pulled == 0, pulled == 1]);
@@ -142,8 +142,30 @@ fn a_migration_goes_on_when_the_address_of_its_source_changes() {
 
     cable.renumber_a("192.0.2.77");
 
-    let more = ["--set", "bandwidth=none,downtime=3s"];
-    pair.a.run(&[&["migrate", guest.name()], &more[..]].concat()).ok();
+    hurry(&pair, &guest);
+    migration.finish().ok();
+    one_intact_copy(&pair.hosts(), guest.name(), &pair.b);
+}
+
+#[test]
+fn a_migration_over_one_link_goes_on_at_another_address_of_its_destination() {
+    let Some(cable) = Cable::lay() else { return };
+    let (pair, guest) = scene(&cable);
+    let (_, port) = pair.b.node().address().rsplit_once(':').expect("a port");
+    let [first, other] = Cable::addresses(1);
+    let address = format!("{first}:{port}");
+    let migration = Migration::to_address(&pair.a, guest.name(), &address, &CRAWL);
+    migration.await_phase("precopy");
+    let other = format!("{other}:{port}");
+    let recover = ["migrate", guest.name(), "--recover", &other];
+    pair.a.run(&recover).complains(Exit::Failed, &["the destination is in reach"]);
+
+    cable.pull_one(0);
+    await_reach(&guest, false);
+    pair.a.run(&recover).ok();
+    await_reach(&guest, true);
+    hurry(&pair, &guest);
+
     migration.finish().ok();
     one_intact_copy(&pair.hosts(), guest.name(), &pair.b);
 }
@@ -180,7 +202,7 @@ fn what_a_process_cannot_use_as_links_is_refused() {
         ("127.0.0.1,127.0.0.2,127.0.0.3,127.0.0.4,127.0.0.5", "at most four links"),
     ] {
         let migration = Migration::to_address(&pair.a, guest.name(), to, &["--via", via]);
-        migration.finish().done.complains(support::Exit::Failed, &[word]);
+        migration.finish().done.complains(Exit::Failed, &[word]);
     }
     one_intact_copy(&pair.hosts(), guest.name(), &pair.a);
 }

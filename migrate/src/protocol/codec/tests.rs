@@ -78,6 +78,7 @@ fn source_messages() -> Vec<SourceMessage> {
         SourceMessage::Return,
         SourceMessage::Missing(pages()),
         SourceMessage::Withdraw(Complaint::new(Reason::Downtime, "late")),
+        SourceMessage::Continue { migration: id() },
     ]
 }
 
@@ -97,6 +98,7 @@ fn destination_messages() -> Vec<DestinationMessage> {
         DestinationMessage::Complete { longest_wait_us: 9 },
         DestinationMessage::Lost(Complaint::new(Reason::Guest, "no")),
         DestinationMessage::GaveUp(Complaint::new(Reason::Record, "full")),
+        DestinationMessage::Applied { frames: vec![7, 0] },
     ]
 }
 

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::super::control::Control;
 use super::super::pace::Next;
 use super::super::receiver::{Memory, Space};
-use super::Driver;
+use super::{Driver, Input, failed};
 use crate::destination::{Action, Event};
 use crate::protocol::{DestinationMessage, Features};
 use crate::record::DestinationState;
@@ -21,6 +22,7 @@ impl Driver {
             Action::AcceptPages { streams, features } => {
                 return self.accept_pages(streams, features);
             }
+            Action::CountFrames => self.count_frames(),
             Action::Clear(missing) => self.clear(missing),
             Action::Fetch(missing) => self.fetch(missing),
             Action::ReportMissing => self.report_missing(),
@@ -58,6 +60,25 @@ impl Driver {
         self.memory = Some(Arc::new(memory));
         self.read_streams()
     }
+
+    /// Waits for what came over lost connections to be applied. From now on, data streams come over
+    /// the present one only.
+    fn count_frames(&mut self) {
+        let present = self.line.control().and_then(Control::connection_id);
+        // No connection has this id: if the present one is lost again already, none may bring any.
+        self.successor = Some(present.unwrap_or(0));
+        while self.counting.try_join_next().is_some() {}
+        let mut readers = std::mem::take(&mut self.readers);
+        let input_sender = self.input_sender.clone();
+        self.counting.spawn(async move {
+            while let Some(ended) = readers.join_next().await {
+                if let Some(event) = failed(ended) {
+                    let _ = input_sender.send(Input::Event(event));
+                }
+            }
+            let _ = input_sender.send(Input::Counted);
+        });
+    }
 }
 
 /// Returns the name of an action, for failpoints.
@@ -67,6 +88,7 @@ fn name(action: &Action) -> &'static str {
         Action::Check(_) => "Check",
         Action::Create(_) => "Create",
         Action::AcceptPages { .. } => "AcceptPages",
+        Action::CountFrames => "CountFrames",
         Action::Clear(_) => "Clear",
         Action::Fetch(_) => "Fetch",
         Action::ReportMissing => "ReportMissing",

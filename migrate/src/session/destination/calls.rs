@@ -61,6 +61,7 @@ impl Driver {
     pub(super) fn discard(&mut self) {
         self.discarded = true;
         self.readers.abort_all();
+        self.counting.abort_all();
         self.early.clear();
         self.memory = None;
         self.fetch = None;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -145,12 +145,21 @@ fn offer(postcopy: bool) -> Offer {
     Offer { features: ours.features.with(more), ..ours }
 }
 
+/// Returns the event for a reader that has panicked, which the panic handler has reported: what it
+/// had read is lost.
+fn failed(ended: Result<(), JoinError>) -> Option<Event> {
+    let error = ended.err().filter(JoinError::is_panic)?;
+    Some(Event::DataFailed { detail: error.to_string().as_str().into() })
+}
+
 /// An input of the driver.
 enum Input {
     Event(Event),
     Recorded(DestinationState, Result<(), PeerText>),
     Created(Result<Arc<dyn DestinationGuest>, Refusal>),
     Cleared(Result<Arc<dyn MissingMemory>, GuestError>),
+    /// Nothing of lost connections is being applied any more.
+    Counted,
     /// The last missing pages are dropped.
     Dropped,
     /// A stream of this control stream's connection carries what cannot be used.
@@ -192,6 +201,10 @@ struct Driver {
     /// Streams that have arrived, one bit each.
     seen: u64,
     readers: JoinSet<()>,
+    /// Wait for those of lost connections.
+    counting: JoinSet<()>,
+    /// The connection that has replaced lost ones: only on this may data streams come.
+    successor: Option<usize>,
     features: Features,
     /// Memory that is being fetched.
     fetch: Option<Fetch>,
@@ -254,6 +267,8 @@ impl Driver {
             has_link_pages: false,
             seen: 0,
             readers: JoinSet::new(),
+            counting: JoinSet::new(),
+            successor: None,
             features: Features::default(),
             fetch: None,
             early_pages: Vec::new(),
@@ -309,6 +324,7 @@ impl Driver {
                 self.handle(Event::Created(Ok(())))
             }
             Input::Cleared(cleared) => self.on_cleared(cleared),
+            Input::Counted => self.on_counted(),
             Input::Dropped => self.on_dropped(),
             Input::Unfit(generation, detail) => {
                 self.on_unfit(generation, &detail);
@@ -322,7 +338,9 @@ impl Driver {
             Input::Arrived(Arrival::Control(connection, send, receive)) => {
                 self.connected(connection, (send, receive))
             }
-            Input::Arrived(Arrival::Data(stream, receive)) => self.admit_data(stream, receive),
+            Input::Arrived(Arrival::Data(connection, stream, receive)) => {
+                self.admit_data(connection, stream, receive)
+            }
             Input::Arrived(Arrival::Background(receive)) => self.admit_pages((None, receive)),
             Input::Arrived(Arrival::Requests(send, receive)) => {
                 self.admit_pages((Some(send), receive))
@@ -417,7 +435,11 @@ impl Driver {
         self.read_streams()
     }
 
-    fn admit_data(&mut self, stream: u16, receive: RecvStream) -> Next {
+    fn admit_data(&mut self, connection: usize, stream: u16, receive: RecvStream) -> Next {
+        if self.successor.is_some_and(|successor| successor != connection) {
+            tracing::debug!(stream, "a data stream of a lost connection comes too late");
+            return Next::GoOn;
+        }
         let bit = 1_u64 << (stream % MAX_STREAMS);
         if self.seen & bit != 0 {
             return self.data_failed(&format!("data stream {stream} was opened twice"));
@@ -438,7 +460,11 @@ impl Driver {
             return self.data_failed("pages come both on links and on data streams");
         }
         // Tasks that have ended: a peer may open such streams without end.
-        while self.readers.try_join_next().is_some() {}
+        while let Some(ended) = self.readers.try_join_next() {
+            if let Some(event) = failed(ended) {
+                return self.handle(event);
+            }
+        }
         for (stream, receive_from) in std::mem::take(&mut self.early) {
             if stream >= memory.streams() {
                 let detail = format!("data stream {stream} was not announced");
@@ -462,6 +488,14 @@ impl Driver {
         Next::GoOn
     }
 
+    /// Nothing of lost connections is being applied: the frames are counted, and streams with the
+    /// same numbers may come again.
+    fn on_counted(&mut self) -> Next {
+        self.seen = 0;
+        let frames = self.memory.as_ref().map_or_else(Vec::new, |memory| memory.applied());
+        self.handle(Event::Counted(frames))
+    }
+
     fn data_failed(&mut self, detail: &str) -> Next {
         self.handle(Event::DataFailed { detail: detail.into() })
     }
@@ -482,8 +516,18 @@ impl Driver {
     /// Waits until queued messages and records are written, then ends all tasks and frees
     /// everything.
     async fn leave(self) {
-        let Self { mut tasks, mut readers, endpoint, line, record_writer, worker, .. } = self;
+        let Self {
+            mut tasks,
+            mut readers,
+            mut counting,
+            endpoint,
+            line,
+            record_writer,
+            worker,
+            ..
+        } = self;
         readers.shutdown().await;
+        counting.shutdown().await;
         drop((
             line,
             record_writer,

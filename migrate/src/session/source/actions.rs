@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::super::connect::{Approach, WITHDRAW_TIME, approach, reach_again};
 use super::super::hints::{Slot, gather};
+use super::super::journal::Journal;
 use super::super::pace::Next;
 use super::super::sender::{Order, Route, Sender};
 use super::super::serve::{Further, Server};
@@ -34,6 +35,7 @@ impl Driver {
                 self.flush();
                 self.order(Order::Round(round));
             }
+            Action::ReopenStreams { applied } => self.reopen(applied),
             Action::Throttle(throttle) => self.throttle(throttle),
             Action::Pause => self.pause(),
             Action::FlushDisks { attempt } => self.flush_disks(attempt),
@@ -144,14 +146,19 @@ impl Driver {
             is_ending: Arc::default(),
             heat: Arc::default(),
             links: self.links.clone(),
+            // Frames on links are acknowledged.
+            journal: Arc::new(match self.session.has_links() {
+                true => Journal::default(),
+                false => Journal::new(self.description.chunks()),
+            }),
         };
         self.context = Some(context.clone());
         let input_sender = self.input_sender.clone();
         let chunks = self.description.chunks();
         let hints = Arc::new(Slot::default());
         let (slot, memory_chunks) = (Arc::downgrade(&hints), self.description.layout.chunks());
-        let sender = Sender::start(context, route, chunks, hints, &mut self.tasks, move |event| {
-            let _ = input_sender.send(Input::Event(event));
+        let sender = Sender::start(context, route, chunks, hints, &mut self.tasks, move |report| {
+            let _ = input_sender.send(Input::Sender(report));
         });
         self.sender = Some(sender);
         self.with_guest(move |guest| match guest.start_dirty_log() {
@@ -163,11 +170,19 @@ impl Driver {
         });
     }
 
+    /// Has the sender go on over the present connection.
+    fn reopen(&self, applied: Vec<u64>) {
+        if let Some(route) = self.route(self.session.connections.unwrap_or(1)) {
+            self.order(Order::Reopen(route, applied));
+        }
+    }
+
     /// Returns the present connections, and what a stream on them must show.
     fn route(&self, streams: u16) -> Option<Route> {
         let (control, found) = (self.line.control()?, self.found.as_ref()?);
         Some(Route {
             connections: control.connections(),
+            generation: self.line.generation(),
             are_links: self.session.has_links(),
             name: found.node.name.clone(),
             streams,
@@ -240,6 +255,7 @@ fn name(action: &Action) -> &'static str {
         Action::StartPrecopy(_) => "StartPrecopy",
         Action::Probe => "Probe",
         Action::SendRound { .. } => "SendRound",
+        Action::ReopenStreams { .. } => "ReopenStreams",
         Action::Throttle(_) => "Throttle",
         Action::Pause => "Pause",
         Action::FlushDisks { .. } => "FlushDisks",

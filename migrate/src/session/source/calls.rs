@@ -25,7 +25,9 @@ impl Driver {
     /// Makes a dry run of the pause. Not on the worker's thread while the disks are flushed: calls
     /// that undo the migration must not wait for a disk.
     pub(super) fn probe(&mut self) {
-        let round_trip = self.line.control().map_or(Duration::ZERO, Control::round_trip);
+        // Without a connection, as it was before.
+        self.round_trip = self.line.control().map_or(self.round_trip, Control::round_trip);
+        let round_trip = self.round_trip;
         let (guest, input_sender) = (self.guest.clone(), self.input_sender.clone());
         let (worker, is_called_off) = (self.worker.clone(), Arc::clone(&self.is_called_off));
         self.beside(move || {

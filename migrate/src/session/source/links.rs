@@ -114,12 +114,13 @@ impl Driver {
     /// the one on which it was last reached, or all links.
     pub(super) fn routes(&mut self, found: &Route) -> Result<Vec<(Endpoint, Route)>, LinkError> {
         if !self.session.has_links() {
-            // The last one is for memory.
-            let endpoint = self
-                .endpoints
-                .last()
-                .cloned()
-                .map_or_else(|| endpoint::dialer(found.node.address, &self.tls), Ok)?;
+            let endpoint = match self.endpoints.last() {
+                // For memory, as one of several that follow.
+                Some(last) if self.machine.phase() > Phase::Precopy => last.clone(),
+                // The only one for memory from now on.
+                Some(_) => self.redialer(found)?,
+                None => endpoint::dialer(found.node.address, &self.tls)?,
+            };
             let mut routes = vec![(endpoint, found.clone())];
             let elsewhere = |route: &Route| route.process != found.process;
             if let Some(reached) = self.reached.clone().filter(elsewhere) {

@@ -28,7 +28,7 @@ use super::line::{self, Line};
 use super::links::Links;
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
 use super::record_writer::{RecordWriter, RecordedState};
-use super::sender::Sender;
+use super::sender::{Sender, SenderReport};
 use super::serve::Server;
 use super::stream_sender::StreamContext;
 use super::thread::{StartError, connections_useful, run};
@@ -40,6 +40,7 @@ use crate::guest::{GuestDescription, SourceGuest};
 use crate::limits::Limits;
 use crate::memory::PageSet;
 use crate::pages::Compression;
+use crate::phase::Phase;
 use crate::progress::{Progress, Role};
 use crate::protocol::{DestinationMessage, FEATURE_POSTCOPY, MigrationId, Offer};
 use crate::quic::Tls;
@@ -148,6 +149,7 @@ pub(super) fn start_with(
 #[derive(Debug)]
 enum Input {
     Event(Event),
+    Sender(SenderReport),
     Recorded(SourceState, Result<(), PeerText>),
     Heard(u64, Heard<DestinationMessage>),
     Approached(Result<Contact, NoContact>),
@@ -196,6 +198,8 @@ struct Driver {
     missing: PageSet,
     /// Sends those to the destination on the present connection.
     server: Option<Server>,
+    /// Round-trip time of the last connection that was measured.
+    round_trip: Duration,
     /// Set while a flush of the disks during a round is under way.
     flushing: Arc<AtomicBool>,
     /// Set when the guest is no longer this migration's to pause and resume.
@@ -248,6 +252,7 @@ impl Driver {
             context: None,
             missing: PageSet::empty(0),
             server: None,
+            round_trip: Duration::ZERO,
             flushing: Arc::default(),
             is_called_off: Arc::default(),
             stated: RecordedState::new(SourceState::Undecided),
@@ -279,12 +284,8 @@ impl Driver {
 
     fn take(&mut self, input: Input) -> Next {
         match input {
-            Input::Event(event @ (Event::RoundSent(_) | Event::RemainderSent(_))) => {
-                // The machine's totals must include the whole round.
-                self.handle(Event::Transferred(self.totals.read()));
-                self.handle(event)
-            }
             Input::Event(event) => self.handle(event),
+            Input::Sender(report) => self.on_sender_report(report),
             Input::Recorded(state, outcome) => self.on_recorded(state, outcome),
             Input::Heard(generation, heard) if generation == self.line.generation() => {
                 self.listen(heard)
@@ -330,6 +331,22 @@ impl Driver {
                 drop(answer.send(outcome));
                 Next::GoOn
             }
+        }
+    }
+
+    /// Handles a report of the sender, unless it is of a connection that was lost since.
+    fn on_sender_report(&mut self, report: SenderReport) -> Next {
+        match report {
+            SenderReport::GuestFailed(error) => self.handle(Event::GuestFailed(error)),
+            SenderReport::Done(generation, event) if generation == self.line.generation() => {
+                // The machine's totals must include the whole round.
+                self.handle(Event::Transferred(self.totals.read()));
+                self.handle(event)
+            }
+            SenderReport::Lost(generation, detail) if generation == self.line.generation() => {
+                self.lost(&detail)
+            }
+            SenderReport::Done(..) | SenderReport::Lost(..) => Next::GoOn,
         }
     }
 
@@ -382,6 +399,7 @@ impl Driver {
         stream: (quinn::SendStream, quinn::RecvStream),
     ) -> Next {
         let name = self.found.as_ref().map_or("", |found| &found.node.name).to_owned();
+        self.round_trip = connections.first().map_or(self.round_trip, quinn::Connection::rtt);
         let inbox = self.line.next_inbox(self.hear.clone(), Input::Heard);
         self.line.open(Control::start(connections, &name, stream, &mut self.tasks, &inbox));
         self.handle(Event::Connected)
@@ -402,6 +420,10 @@ impl Driver {
 
     fn lost(&mut self, detail: &str) -> Next {
         self.server = None;
+        if self.machine.phase() <= Phase::Precopy {
+            // Streams on what is left of it must not wait any longer.
+            self.line.cut("another of its connections or streams is lost");
+        }
         self.line.close();
         self.handle(Event::ConnectionLost { detail: detail.into() })
     }

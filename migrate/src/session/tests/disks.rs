@@ -68,7 +68,7 @@ async fn a_slow_disk_blocks_only_its_own_stream() {
     let context = context(guest.clone(), 1);
     let pair = Pair::new().await;
     let stream = pair.near.open_uni().await.unwrap();
-    let mut stream_sender = StreamSender::new(context, pair.near.clone(), stream, 0, 1);
+    let mut stream_sender = StreamSender::new(context, pair.near.clone(), stream, (0, 1), 0);
     let mut dirty = PageSet::full(2);
     dirty.words_mut().copy_from_slice(&[1, 0b110]);
     let meanwhile = async {

@@ -41,8 +41,6 @@ async fn a_connection_cut_before_the_commit_leaves_the_guest_at_the_source() {
         "source.send.hello",
         "source.recv.welcome",
         "source.send.prepare",
-        "source.recv.prepared",
-        "source.act.sendround",
         "source.send.switchover",
         "source.act.sendfinalround",
         "source.send.state",

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use super::free_pages::FakeHints;
 use super::memory::Content;
-use super::world::{FakeHints, FakeSource, World, in_time, reach};
+use super::world::{FakeSource, World, in_time, reach};
 use crate::phase::Phase;
 use crate::session::SourceSession;
 

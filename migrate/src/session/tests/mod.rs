@@ -5,6 +5,7 @@ mod disks;
 mod estimates;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod free_pages;
 mod hints;
 mod hostile;
 mod links;
@@ -12,6 +13,7 @@ mod memory;
 mod missing;
 mod pool;
 mod postcopy;
+mod reconnect;
 mod refusals;
 mod relay;
 mod serving;
@@ -21,6 +23,7 @@ mod world;
 
 use std::sync::Arc;
 
+use super::journal::Journal;
 use super::limiter::Limiter;
 use super::stream_sender::StreamContext;
 use crate::failpoint::Failpoints;
@@ -30,6 +33,7 @@ use crate::pages::{BufferPool, Compression};
 /// What streams of `guest`, whose first `memory_chunks` chunks are memory, share.
 fn context(guest: Arc<dyn SourceGuest>, memory_chunks: usize) -> StreamContext {
     StreamContext {
+        journal: Arc::new(Journal::new(memory_chunks)),
         guest,
         limiter: Arc::new(Limiter::new(None)),
         totals: Arc::default(),

@@ -20,7 +20,7 @@ const ROUND_TRIP: Duration = Duration::from_millis(1);
 fn pool(links: usize) -> (Arc<FakeSource>, Arc<Pool>) {
     let guest = FakeSource::new(CHUNKS, Content::Random);
     let context = context(guest.clone(), CHUNKS);
-    (guest, Arc::new(Pool::new(context, links, ROUND_TRIP)))
+    (guest, Arc::new(Pool::new(context, (links, 0), ROUND_TRIP)))
 }
 
 fn take(pool: &Pool, link: usize) -> Vec<(usize, u64)> {

@@ -44,6 +44,7 @@ impl Served {
         let totals = context.totals.clone();
         let route = Route {
             connections: vec![pair.near.clone()],
+            generation: 1,
             are_links: false,
             name: "host-b".to_owned(),
             streams: 0,

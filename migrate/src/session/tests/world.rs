@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::free_pages::FakeHints;
 use super::memory::{Content, FakeMemory, fill_page};
 use super::missing::FakeMissing;
 use super::relay::Relay;
@@ -46,6 +47,10 @@ pub(super) struct FakeSource {
     running: AtomicBool,
     gate: RwLock<()>,
     pub(super) fail_save: AtomicBool,
+    /// Whether it takes until this is false to say which pages need not be sent, and whether that
+    /// panics then.
+    pub(super) is_slow: AtomicBool,
+    pub(super) panics: AtomicBool,
     /// Whether the next reading of the log has all pages, as with old kernels.
     pub(super) reports_all: AtomicBool,
     /// Whether its disks hang while it is paused.
@@ -56,23 +61,6 @@ pub(super) struct FakeSource {
     /// Flushes, pauses and saves, in their order.
     pub(super) steps: Mutex<Vec<&'static str>>,
     pub(super) hints: FakeHints,
-}
-
-/// The behaviour of a guest that is asked which pages are free.
-#[derive(Default)]
-pub(super) struct FakeHints {
-    /// The pages that it reports, in this order; if empty, it gives no hints.
-    pub(super) pages: Vec<usize>,
-    /// Of those, the pages that it clears before it reports them.
-    pub(super) cleared: Vec<usize>,
-    /// Of those, the pages that it takes back and writes at once.
-    pub(super) taken_back: Vec<usize>,
-    /// Of those, the pages that it writes as soon as it has them back.
-    pub(super) used_afterwards: Vec<usize>,
-    /// Whether it never reports that it is complete.
-    pub(super) is_endless: bool,
-    pub(super) is_holding: AtomicBool,
-    pub(super) named: AtomicU64,
 }
 
 pub(super) const STATE: &[u8] = b"state of vCPUs and devices";
@@ -91,6 +79,8 @@ impl FakeSource {
             running: AtomicBool::new(true),
             gate: RwLock::new(()),
             fail_save: AtomicBool::new(false),
+            is_slow: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
             reports_all: AtomicBool::new(false),
             stuck: Default::default(),
             is_stuck_running: AtomicBool::new(false),
@@ -154,6 +144,14 @@ impl SourceGuest for FakeSource {
 
     fn start_dirty_log(&self) -> Result<(), GuestError> {
         self.dirty.iter().for_each(|word| word.store(u64::MAX, SeqCst));
+        Ok(())
+    }
+
+    fn leave_out(&self, _words: &mut [u64]) -> Result<(), GuestError> {
+        while self.is_slow.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!self.panics.load(SeqCst), "a test");
         Ok(())
     }
 

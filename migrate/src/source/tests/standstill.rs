@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::decisions::Decided;
-use crate::protocol::FEATURE_RETURN;
+use crate::protocol::{FEATURE_RECONNECT, FEATURE_RETURN};
 
 /// Twice the default downtime limit of 300 ms, plus a second.
 const ALLOWED: Duration = Duration::from_millis(1600);
@@ -176,6 +176,26 @@ fn rounds_go_on_only_when_nothing_of_the_hand_over_is_under_way() {
     assert_eq!(bench.feed(Event::Resumed(Ok(()))), []);
     let measured = bench.feed(Event::RoundSent(RoundSent::default()));
     assert_eq!(measured, [Action::Record(SourceState::Undecided)]);
+}
+
+#[test]
+fn a_loss_while_a_hand_over_is_called_off_is_repaired_after_it() {
+    let (mut bench, _) = pausing();
+    bench.source.features = FEATURE_RETURN.with(FEATURE_RECONNECT);
+    bench.feed(Event::Paused { was: RunState::Running });
+    assert_eq!(time_is_over(&mut bench), RETURN);
+    assert_eq!(bench.feed(lost()), []);
+    assert_eq!(bench.feed(Event::StateSaved { state: vec![1] }), []);
+    // The round is interrupted, and not awaited.
+    let resumed = bench.feed(Event::Resumed(Ok(())));
+    assert_eq!(resumed, [Action::Record(SourceState::Undecided)]);
+    assert_eq!(bench.feed(Event::Recorded), [Action::Probe]);
+    assert_eq!(bench.feed(Event::Probed(Probe::default())), []);
+    assert_eq!(time_is_over(&mut bench), [Action::Reconnect]);
+    bench.feed(Event::Connected);
+    let reopen = Action::ReopenStreams { applied: vec![0, 0] };
+    let actions = bench.hear(DestinationMessage::Applied { frames: vec![0, 0] });
+    assert_eq!(actions, [reopen, Action::SendRound { round: 3 }]);
 }
 
 #[test]

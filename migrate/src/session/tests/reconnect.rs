@@ -1,0 +1,163 @@
+//! Connections that are lost while rounds are sent.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::cancel::slow;
+use super::memory::Content;
+use super::relay::Relay;
+use super::world::{FakeSource, World, in_time, reach};
+use crate::decisions::DecisionKind;
+use crate::failpoint::Failpoints;
+use crate::guest::SourceGuest;
+use crate::limits::LimitsChange;
+use crate::memory::CHUNK_BYTES;
+use crate::phase::Phase;
+use crate::reason::Reason;
+use crate::report::Report;
+use crate::session::{Handle, SourceSession};
+
+/// Chunks of a guest of these tests: 16 MiB.
+const CHUNKS: usize = 64;
+
+fn reconnections(report: &Report) -> usize {
+    let kinds = report.decisions.iter().map(|decided| decided.what.kind());
+    kinds.filter(|kind| *kind == DecisionKind::Reconnected).count()
+}
+
+async fn until_out_of_reach(handle: &Handle) {
+    let mut progress = handle.progress();
+    in_time(progress.wait_for(|progress| progress.disconnected.is_some())).await.unwrap();
+}
+
+/// The first rounds are cut after the n-th batch of pages, one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_arrives_whose_connections_are_cut_in_its_rounds() {
+    for connections in [1, 3] {
+        for batches in [vec![0], vec![1], vec![5], vec![4, 1, 0]] {
+            let world = World::new();
+            let guest = FakeSource::new(CHUNKS, Content::Mixed);
+            let cut_after =
+                |n: &usize| "source.data.pages:pass,".repeat(*n) + "source.data.pages:cut";
+            let points: Vec<_> = batches.iter().map(cut_after).collect();
+            let session = SourceSession { connections: Some(connections), ..world.session() };
+            let handle = world.start_with(session, &guest, Failpoints::parse(&points.join(",")));
+            let report = world.assert_migrated(&guest, &handle).await;
+            // Several streams share the batches, so rounds may end before the later cuts.
+            let least = if connections == 1 { batches.len() } else { 1 };
+            let seen = reconnections(&report);
+            assert!((least..=batches.len()).contains(&seen), "{batches:?} {seen} {report:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_arrives_though_the_connection_is_cut_before_a_round_is_sent() {
+    for point in ["source.recv.prepared", "source.act.probe", "source.act.sendround"] {
+        let world = World::new();
+        let guest = FakeSource::new(8, Content::Mixed);
+        let cut = Failpoints::parse(&format!("{point}:cut"));
+        let handle = world.start_with(world.session(), &guest, cut);
+        let report = world.assert_migrated(&guest, &handle).await;
+        assert_eq!(reconnections(&report), 1, "{point} {report:?}");
+    }
+}
+
+/// The answer of the destination is lost, so it counts again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_is_asked_again_if_its_answer_is_lost() {
+    let world = World::with(|node| {
+        node.failpoints = Failpoints::parse("destination.send.applied:cut").into();
+    });
+    let guest = FakeSource::new(CHUNKS, Content::Mixed);
+    let cut = Failpoints::parse("source.data.pages:pass,source.data.pages:cut");
+    let handle = world.start_with(world.session(), &guest, cut);
+    let report = world.assert_migrated(&guest, &handle).await;
+    assert_eq!(reconnections(&report), 1, "{report:?}");
+}
+
+/// What such a thread had to send is not known: another connection would not bring it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_that_panics_is_no_loss_of_the_connection() {
+    let world = World::new();
+    let guest = FakeSource::new(8, Content::Mixed);
+    guest.panics.store(true, SeqCst);
+    let handle = world.start(world.session(), &guest);
+    let report = world.assert_stayed(&guest, &handle).await;
+    assert_eq!(report.error.as_ref().unwrap().reason, Reason::Guest, "{report:?}");
+}
+
+/// The disk and the destination are on the same network.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_fails_while_the_destination_is_out_of_reach_stays() {
+    let relay = Relay::default();
+    let world = World::with(|node| node.relay = Some(relay.clone()));
+    let guest = FakeSource::new(8, Content::Mixed);
+    guest.panics.store(true, SeqCst);
+    guest.is_slow.store(true, SeqCst);
+    let handle = world.start(world.session(), &guest);
+    reach(&handle, Phase::Precopy).await;
+    relay.silent.store(true, SeqCst);
+    until_out_of_reach(&handle).await;
+    guest.is_slow.store(false, SeqCst);
+    let report = in_time(handle.reported()).await.unwrap();
+    assert_eq!(report.error.as_ref().unwrap().reason, Reason::Guest, "{report:?}");
+    relay.silent.store(false, SeqCst);
+    world.assert_stayed(&guest, &handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_goes_silent_is_noticed_soon_and_rounds_go_on_when_it_is_back() {
+    let relay = Relay::default();
+    let world = World::with(|node| node.relay = Some(relay.clone()));
+    let guest = FakeSource::new(CHUNKS, Content::Random);
+    let handle = slow(&world, &guest).await;
+    handle.change(LimitsChange { bandwidth: Some(1 << 20), ..Default::default() }).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    relay.silent.store(true, SeqCst);
+    let cut = Instant::now();
+    until_out_of_reach(&handle).await;
+    // Within 10 s on an idle machine: the time-out is 7 s, and a test with its own clock covers
+    // what is added to it.
+    assert!(cut.elapsed() < Duration::from_secs(30), "{:?}", cut.elapsed());
+    for page in 0..200 {
+        guest.write(page * 20, Content::Random, 9);
+    }
+    handle.change(LimitsChange { bandwidth: Some(0), ..Default::default() }).await.unwrap();
+    relay.silent.store(false, SeqCst);
+    let report = world.assert_migrated(&guest, &handle).await;
+    assert_eq!(reconnections(&report), 1, "{report:?}");
+    // What had arrived is not sent again, but for what was under way.
+    assert!(report.transfer.wire_bytes < 5 * CHUNK_BYTES as u64 * CHUNKS as u64 / 4, "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_can_be_cancelled_while_the_network_is_silent() {
+    let relay = Relay::default();
+    let world = World::with(|node| node.relay = Some(relay.clone()));
+    let guest = FakeSource::new(CHUNKS, Content::Random);
+    let handle = slow(&world, &guest).await;
+    relay.silent.store(true, SeqCst);
+    handle.cancel("a test").await.unwrap();
+    let report = in_time(handle.reported()).await.unwrap();
+    assert_eq!(report.error.unwrap().reason, Reason::Cancelled);
+    assert!(guest.is_running());
+    // The destination keeps its copy until it hears of that.
+    relay.silent.store(false, SeqCst);
+    world.assert_stayed(&guest, &handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_can_be_cancelled_while_the_destination_is_looked_for() {
+    let relay = Relay::default();
+    let world = World::with(|node| node.relay = Some(relay.clone()));
+    let guest = FakeSource::new(CHUNKS, Content::Random);
+    let handle = slow(&world, &guest).await;
+    relay.silent.store(true, SeqCst);
+    until_out_of_reach(&handle).await;
+    handle.cancel("a test").await.unwrap();
+    let report = in_time(handle.reported()).await.unwrap();
+    assert_eq!(report.error.unwrap().reason, Reason::Cancelled);
+    relay.silent.store(false, SeqCst);
+    world.assert_stayed(&guest, &handle).await;
+}
