@@ -326,7 +326,7 @@ pub enum RecoverRefused {
     /// Only the source connects.
     #[error("the source connects to the destination: give the address there")]
     NotHere,
-    /// The guest is still here: the migration can be started again.
+    /// The guest is still here, and the destination is in reach.
     #[error(
         "nothing to recover: the destination is in reach, and the guest has not been handed over"
     )]

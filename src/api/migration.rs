@@ -7,13 +7,11 @@ use std::path::PathBuf;
 
 use migrate::pages::Compression;
 use migrate::quic::Identity;
+use migrate::quic::transport::CONNECTIONS_MAX;
 use migrate::{OnStall, Progress, Report};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-
-/// Most parallel connections; more of them only cost.
-pub(crate) const CONNECTIONS_MAX: u8 = 16;
 
 /// `POST /v1/guest/migration`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -257,7 +257,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             "/v1/guest/migration/recover",
             DONE,
             "Look for the destination at another address (409 while it is in reach, unless the \
-             guest is being handed over)",
+             guest has been handed over)",
             |guest, request: RecoverRequest| guest.recover(&request),
         ),
         ask_with_body(

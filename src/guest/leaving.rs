@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use migrate::progress::Role;
 use migrate::protocol::MAX_LINKS;
 use migrate::quic::Tls;
+use migrate::quic::transport::CONNECTIONS_MAX;
 use migrate::record::{Record, Side, SourceState};
 use migrate::report::Outcome;
 use migrate::session::{SourceSession, StartError, start_source};
@@ -21,7 +22,7 @@ use super::process::GuestProcess;
 use super::session::MigrationSession;
 use super::workload;
 use crate::address::Destination;
-use crate::api::migration::{CONNECTIONS_MAX, MigrationRequest, MigrationStatus};
+use crate::api::migration::{MigrationRequest, MigrationStatus};
 use crate::api::{ApiError, Reason};
 use crate::departures;
 

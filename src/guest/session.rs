@@ -115,7 +115,8 @@ impl MigrationSession {
     /// Looks for the destination at another address.
     ///
     /// # Errors
-    /// If the guest has not been handed over, or it arrives here.
+    /// If the destination is in reach and the guest has not been handed over, or the guest arrives
+    /// here.
     pub(crate) async fn recover(&self, address: SocketAddr) -> Result<(), ApiError> {
         self.0.recover(address).await.map_err(not_recovered)
     }

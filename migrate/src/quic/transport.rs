@@ -51,6 +51,8 @@ const UNACKNOWLEDGED_MAX: u32 = 9;
 /// Longest time for which the peer may delay an acknowledgement.
 const ACK_DELAY_MAX: Duration = Duration::from_millis(2);
 
+/// Most connections of a migration, one for each data stream. After a loss, one carries all.
+pub const CONNECTIONS_MAX: u8 = 16;
 /// Bytes that may be received and unread on one connection: the most that a peer can make this host
 /// buffer.
 const RECEIVE_WINDOW: u32 = 16 << 20;
@@ -122,7 +124,7 @@ pub(super) fn config_for_memory(path: Path, coupled: u16) -> TransportConfig {
         .congestion_controller_factory(Arc::new(congestion))
         .send_window(SEND_WINDOW)
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
-        .max_concurrent_uni_streams(VarInt::from_u32(16))
+        .max_concurrent_uni_streams(CONNECTIONS_MAX.into())
         .datagram_receive_buffer_size(None);
     config
 }

@@ -59,7 +59,8 @@ impl Source {
     /// Returns whether the destination may be looked for at another address.
     ///
     /// # Errors
-    /// If the guest has not been handed over, or nothing is left to hear of the destination.
+    /// If the destination is in reach and the guest has not been handed over, or nothing is left to
+    /// hear of the destination.
     pub fn can_recover(&self) -> Result<(), RecoverRefused> {
         match self.state {
             State::Asking { .. } | State::Serving => Ok(()),

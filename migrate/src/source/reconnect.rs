@@ -25,7 +25,7 @@ pub(super) struct Outage {
     pub(super) detail: PeerText,
 }
 
-/// What is known of the last time that the destination was reached again.
+/// State when the destination was last reached again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reached {
     at: Duration,
@@ -39,14 +39,16 @@ impl Source {
     /// Returns whether a loss of the connection is to be repaired: nothing is under way but rounds,
     /// or what leads to one.
     pub(super) fn may_reconnect(&self) -> bool {
-        let is_sending = matches!(self.state, State::Copying | State::Returning { .. });
-        let is_waiting = matches!(self.state, State::Resting { .. } | State::Reconnecting);
-        self.features.has(FEATURE_RECONNECT) && (is_sending || is_waiting || self.is_measuring())
+        let is_in_rounds =
+            matches!(self.state, State::Copying | State::Resting { .. } | State::Reconnecting);
+        self.features.has(FEATURE_RECONNECT) && (is_in_rounds || self.leads_to_round())
     }
 
     /// Returns whether a step of this side is under way that leads to a round.
-    fn is_measuring(&self) -> bool {
-        matches!(self.state, State::Starting | State::Probing | State::MeasuringRecord)
+    fn leads_to_round(&self) -> bool {
+        let is_measuring =
+            matches!(self.state, State::Starting | State::Probing | State::MeasuringRecord);
+        is_measuring || matches!(self.state, State::Returning { .. })
     }
 
     /// Tries to reach the destination again. The guest is no longer slowed down: nothing is sent.
@@ -60,21 +62,15 @@ impl Source {
             self.round.interrupt(&self.notes.transfer);
             self.outage = Some(Outage { since: self.now, detail });
         }
+        self.link.plan_redial(self.now);
+        if !self.leads_to_round() {
+            self.state = State::Reconnecting;
+        }
         if let State::Returning { round_sent, .. } = &mut self.state {
             // It is interrupted, as any other.
             *round_sent = true;
-            self.link.down();
-            return self.go_on_after_return();
+            self.go_on_after_return();
         }
-        if self.is_measuring() {
-            return self.link.down();
-        }
-        self.look_for_destination();
-    }
-
-    pub(super) fn look_for_destination(&mut self) {
-        self.state = State::Reconnecting;
-        self.link.plan_redial(self.now);
     }
 
     /// Asks the destination what it has, on a new connection.
@@ -96,7 +92,6 @@ impl Source {
         self.note(Decided::Reconnected { disconnected_seconds });
         self.link.up();
         let sum = frames.iter().fold(0, |sum: u64, frames| sum.saturating_add(*frames));
-        // A guest that writes nothing needs no frames.
         let is_soon = |at: Duration| outage.since.saturating_sub(at) < RECONNECT_WITHIN;
         let stuck = self.reached.filter(|before| before.frames == sum && is_soon(before.at));
         let stuck_since = stuck.map_or(outage.since, |before| before.stuck_since);
@@ -109,7 +104,9 @@ impl Source {
         }
         self.reached = Some(Reached { at: self.now, frames: sum, stuck_since });
         self.push(Action::ReopenStreams { applied: frames });
-        self.send_round();
+        if matches!(self.state, State::Reconnecting) {
+            self.send_round();
+        }
     }
 
     /// The destination has no copy any more.

@@ -1,9 +1,9 @@
 //! Back from a hand-over that takes too long: the guest runs on here, and rounds go on.
 //!
-//! The last round goes on as well, now as one of a guest that runs: each page was re-armed before
-//! it was copied, so the next round sends what the guest writes from now on. Once the data streams
-//! have ended, there is no way back: the destination may be ready, and only a record says that it
-//! must not run the guest. For post-copy they end before the pause.
+//! The last round goes on as well, unless the connection is lost, now as one of a guest that runs:
+//! each page was re-armed before it was copied, so the next round sends what the guest writes from
+//! now on. Once the data streams have ended, there is no way back: the destination may be ready,
+//! and only a record says that it must not run the guest. For post-copy they end before the pause.
 
 use super::postcopy::Postcopy;
 use super::state::State;

@@ -39,7 +39,7 @@ impl Source {
                 self.record(SourceState::Undecided);
             }
             State::Asking { .. } | State::Serving | State::Unwinding(_) => self.send_decision(),
-            State::Reconnecting => self.say_continue(),
+            _ if self.present_outage().is_some() => self.say_continue(),
             _ => {}
         }
     }
@@ -83,10 +83,12 @@ impl Source {
                 self.decide();
             }
             (State::Clearing, DestinationMessage::Cleared) => self.on_cleared(),
-            (State::Reconnecting, DestinationMessage::Applied { frames }) => {
+            (_, DestinationMessage::Applied { frames }) if self.outage.is_some() => {
                 self.on_applied(frames);
             }
-            (State::Reconnecting, DestinationMessage::Discarded | DestinationMessage::Unknown) => {
+            (_, DestinationMessage::Discarded | DestinationMessage::Unknown)
+                if self.outage.is_some() =>
+            {
                 self.on_copy_gone();
             }
             // While connecting, this is the answer of the destination's node.
@@ -187,7 +189,8 @@ impl Source {
 
     pub(super) fn send_round(&mut self) {
         if self.outage.is_some() {
-            return self.look_for_destination();
+            self.state = State::Reconnecting;
+            return;
         }
         if self.postcopy == Postcopy::Wanted {
             return self.begin_postcopy();
@@ -204,6 +207,10 @@ impl Source {
     pub(super) fn on_round_sent(&mut self, sent: RoundSent) {
         match &mut self.state {
             State::Copying => {
+                if sent.pages == 0 {
+                    // It needs no frames.
+                    self.reached = None;
+                }
                 self.note_round(&sent);
                 self.estimate.set_dirty_rate(self.notes.dirtied(sent.dirty_pages, self.now));
                 self.judge_round(&sent);

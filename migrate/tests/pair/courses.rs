@@ -19,7 +19,7 @@ const ACTIONS_AFTER_END: u32 = 6;
 
 /// A guest whose first hand-over takes too long and is called off: its last pages are under way as
 /// long as its disks are flushed. The next hand-over takes as long as expected.
-fn called_off() -> Scenario {
+pub(crate) fn called_off() -> Scenario {
     Scenario {
         slower_after_pause: 1_000,
         flush: Duration::from_secs(3),

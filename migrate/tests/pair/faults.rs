@@ -144,6 +144,8 @@ pub(crate) struct Scenario {
     pub(crate) saves_late: bool,
     /// The factor by which the cost of a page on the link grows from the pause on.
     pub(crate) slower_after_pause: u32,
+    /// Duration of a dry run of the pause.
+    pub(crate) probe: Duration,
     /// Duration of the flush of the disks after the pause.
     pub(crate) flush: Duration,
     /// How many hand-overs find the link and the disks slow; for later ones, neither is.
@@ -179,6 +181,7 @@ impl Default for Scenario {
             paused_by_user: false,
             saves_late: false,
             slower_after_pause: 1,
+            probe: Duration::from_millis(1),
             flush: Duration::from_millis(1),
             slow_hand_overs: u32::MAX,
             is_early: true,
@@ -250,8 +253,9 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     let slow = || prop_oneof![3 => 1..5_u64, 1 => 5..9000_u64];
     let slow_hand_overs = prop_oneof![2 => Just(u32::MAX), 1 => 1..3_u32];
     let apply = prop_oneof![2 => Just(0), 1 => 1..500_u64];
+    let probe = prop_oneof![2 => Just(1), 1 => 1..500_u64];
     let slower = prop_oneof![3 => Just(1), 1 => 1..50_u32];
-    let turns = (slower, slow(), slow(), slow_hand_overs, apply);
+    let turns = (slower, slow(), slow(), slow_hand_overs, apply, probe);
     let is_early = prop_oneof![3 => Just(true), 1 => Just(false)];
     let faults = proptest::collection::vec(fault(), 0..4);
     let postcopy = prop_oneof![1 => Just(None), 1 => (0..300_u32).prop_map(Some)];
@@ -273,6 +277,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
             paused_by_user: paused && saves_late,
             saves_late,
             slower_after_pause: turns.0,
+            probe: Duration::from_millis(turns.5),
             flush: Duration::from_millis(turns.1),
             slow_hand_overs: turns.3,
             is_early,

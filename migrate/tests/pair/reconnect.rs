@@ -7,7 +7,7 @@ use migrate::decisions::DecisionKind;
 use migrate::destination::KEPT_WITHOUT_SOURCE;
 use migrate::report::Outcome;
 
-use crate::courses::course;
+use crate::courses::{called_off, course};
 use crate::faults::{Fault, Reached, Scenario, Side, What, When, boundaries_between, kinds};
 use crate::world::{World, limits};
 use crate::{outcome, run, run_well};
@@ -83,7 +83,7 @@ fn little_is_sent_twice() {
 }
 
 #[test]
-fn a_link_may_be_lost_as_often_as_it_likes() {
+fn rounds_go_on_after_each_of_eight_losses() {
     // A round of two seconds.
     let (writes_per_second, pages_per_second) = (1_000, 200);
     let cuts = (0..8).map(|n| Fault { when: When::At(DURING_ROUNDS + 350 * n), what: CUT });
@@ -142,6 +142,7 @@ fn a_copy_that_becomes_complete_after_the_loss_outlasts_its_source() {
     let late = Scenario { apply: Duration::from_millis(400), ..slow() };
     let (_, _, end) = course(&late);
     let end_ms = end.at.as_millis() as u32;
+    let mut outlasts = 0;
     for message in 4..end.message {
         for at in (DURING_ROUNDS..end_ms).step_by(5) {
             let fault = |when, what| Fault { when, what };
@@ -151,38 +152,65 @@ fn a_copy_that_becomes_complete_after_the_loss_outlasts_its_source() {
                 fault(When::At(at), What::Outage { ms: 600_000 }),
                 fault(When::At(at + 1000), What::Kill(Side::Source)),
             ];
-            run_well(Scenario { faults, ..late.clone() });
+            let world = run_well(Scenario { faults, ..late.clone() });
+            let runs_after_outage = world.facts.destination_ran && world.now.as_secs() >= 600;
+            outlasts += u32::from(world.facts.source_killed && runs_after_outage);
+        }
+    }
+    assert!(outlasts > 0);
+}
+
+/// Any other fault at any boundary between `from` and the end of a scenario that has a loss.
+fn then_any_fault(scenario: &Scenario, from: &Reached) {
+    let world = run_well(scenario.clone());
+    let total = Duration::from_secs_f64(world.facts.source_reports[0].total_seconds);
+    let end = Reached { at: total, ..world.reached() };
+    for when in boundaries_between(from, &end, 30) {
+        for what in kinds() {
+            let mut faults = scenario.faults.clone();
+            faults.push(Fault { when, what });
+            run_well(Scenario { faults, ..scenario.clone() });
         }
     }
 }
 
-/// A loss while rounds are sent, and then any other fault at any boundary.
 #[test]
-fn a_loss_and_then_any_fault() {
+fn a_loss_while_rounds_are_sent_and_then_any_fault() {
     let losses = [
         CUT,
         What::Cut { source_ms: 1, destination_ms: 400 },
         What::Cut { source_ms: 4000, destination_ms: 10 },
         What::Outage { ms: 30_000 },
     ];
+    let from = Reached { at: Duration::from_millis(DURING_ROUNDS.into()), ..Reached::default() };
     for loss in losses {
         let late = Scenario { apply: Duration::from_millis(250), ..slow() };
         for scenario in slow().of_each_commit().into_iter().chain([late]) {
             let loss = Fault { when: When::At(DURING_ROUNDS), what: loss };
-            let scenario = Scenario { faults: vec![loss], ..scenario };
-            let world = run_well(scenario.clone());
-            let from =
-                Reached { at: Duration::from_millis(DURING_ROUNDS.into()), ..Reached::default() };
-            let total = Duration::from_secs_f64(world.facts.source_reports[0].total_seconds);
-            let end = Reached { at: total, ..world.reached() };
-            for when in boundaries_between(&from, &end, 30) {
-                for what in kinds() {
-                    run_well(Scenario {
-                        faults: vec![loss, Fault { when, what }],
-                        ..scenario.clone()
-                    });
-                }
-            }
+            then_any_fault(&Scenario { faults: vec![loss], ..scenario }, &from);
         }
+    }
+}
+
+/// The destination is reached again before the dry run that follows is over.
+#[test]
+fn a_loss_while_a_hand_over_is_called_off_and_then_any_fault() {
+    let slow = Scenario { probe: Duration::from_millis(300), ..called_off() };
+    for scenario in slow.of_each_commit() {
+        let (_, turn, _) = course(&scenario);
+        let lost_after = |n| {
+            let loss = Fault { when: When::After(Side::Source, n), what: CUT };
+            Scenario { faults: vec![loss], ..scenario.clone() }
+        };
+        let first = turn.source_action;
+        let is_after_return = |scenario: &Scenario| {
+            let world = run_well(scenario.clone());
+            let decided = &world.facts.source_reports[0].decisions;
+            let kinds: Vec<_> = decided.iter().map(|it| it.what.kind()).collect();
+            outcome(&world) == Outcome::Migrated
+                && kinds.starts_with(&[DecisionKind::CalledOff, DecisionKind::Disconnected])
+        };
+        let lost = (first..first + 20).map(lost_after).find(is_after_return);
+        then_any_fault(&lost.expect("a loss after the return"), &turn);
     }
 }

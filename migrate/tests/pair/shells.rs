@@ -145,12 +145,13 @@ impl World {
                 guest.start_log();
                 source::Event::PrecopyStarted
             }
-            Action::Probe => source::Event::Probed(Probe {
-                flush: Duration::ZERO,
-                pause_and_save: 2 * MS,
-                stood: 2 * MS,
-                round_trip: 2 * self.scenario.latency,
-            }),
+            Action::Probe => {
+                let round_trip = 2 * self.scenario.latency;
+                let (pause_and_save, stood) = (2 * MS, 2 * MS);
+                let probe = Probe { flush: Duration::ZERO, pause_and_save, stood, round_trip };
+                let probed = Happening::ToSource(source::Event::Probed(probe));
+                return self.after(self.scenario.probe, probed);
+            }
             Action::FlushDisks { attempt } => {
                 self.flushed_at = Some(self.now + flush);
                 let flushed = source::Event::Flushed { attempt: *attempt };
@@ -169,12 +170,13 @@ impl World {
             Action::SaveState => {
                 // The state is saved during or after the last round, and dirties memory.
                 let delay = if saves_late { 20 * MS } else { MS };
-                let generation = source.generation;
-                return self.after(delay, Happening::Save { generation });
+                let stops = source.stops;
+                return self.after(delay, Happening::Save { stops });
             }
             Action::StopSending => {
                 source.slower = 1;
                 source.generation += 1;
+                source.stops += 1;
                 return;
             }
             Action::ResumeGuest if self.fail_guest.remove(&Side::Source).is_some() => {
@@ -211,8 +213,8 @@ impl World {
         self.feed_source(event);
     }
 
-    pub(crate) fn save(&mut self, generation: u32) {
-        let Some(source) = self.source.as_mut().filter(|s| s.generation == generation) else {
+    pub(crate) fn save(&mut self, stops: u32) {
+        let Some(source) = self.source.as_mut().filter(|s| s.stops == stops) else {
             return;
         };
         let Some(guest) = &mut source.guest else { return };

@@ -37,8 +37,10 @@ pub(crate) struct SourceProcess {
     pub(crate) rest: PageSet,
     /// When the last page that follows the guest will have been sent.
     pub(crate) served_at: Duration,
-    /// Invalidates the rounds from before the last `StopSending`.
+    /// Invalidates the rounds from before the last `StopSending` or `ReopenStreams`.
     pub(crate) generation: u32,
+    /// Invalidates what was to be saved before the last `StopSending`.
+    pub(crate) stops: u32,
     /// The factor by which the cost of a page on the link has grown since the pause.
     pub(crate) slower: u32,
     pub(crate) frames: Vec<u64>,
@@ -112,7 +114,7 @@ pub(crate) enum Happening {
     Lost(u64, Side),
     Dialled,
     PauseDone,
-    Save { generation: u32 },
+    Save { stops: u32 },
     Copy { generation: u32, chunk: usize, mask: u64 },
     RoundDone { generation: u32, pages: u64 },
     Arrived(Carried),
@@ -247,6 +249,7 @@ impl World {
                 rest: PageSet::empty(CHUNKS),
                 served_at: Duration::ZERO,
                 generation: 0,
+                stops: 0,
                 slower: 1,
                 frames: vec![0; streams],
                 frames_before: vec![0; streams],
@@ -380,7 +383,7 @@ impl World {
             Happening::Lost(conn, side) => self.lose(conn, side),
             Happening::Dialled => self.connect(End::Source),
             Happening::PauseDone => self.pause_done(),
-            Happening::Save { generation } => self.save(generation),
+            Happening::Save { stops } => self.save(stops),
             Happening::Copy { generation, chunk, mask } => self.copy(generation, chunk, mask),
             Happening::RoundDone { generation, pages } => self.round_done(generation, pages),
             Happening::Arrived(carried) => self.arrive(carried),

@@ -134,7 +134,8 @@ impl ProcessControl {
     /// Looks for the destination at another address.
     ///
     /// # Errors
-    /// If there is no migration, or its guest has not been handed over.
+    /// If there is no migration, or its destination is in reach and the guest has not been handed
+    /// over.
     pub(in crate::guest) fn recover(
         &self,
         request: &RecoverRequest,

@@ -6,8 +6,8 @@ use crate::converging::{LINK, hot, is_throttled, writes_at_its_full_rate};
 use support::checks::guest_is_gone;
 use support::{Exit, GuestPlan};
 
-/// A migration of a guest that writes too fast, whatever else its host does, and is throttled for
-/// it, with a failpoint at the source.
+/// A migration of a guest that writes too fast, even on a busy host, and is throttled for it, with
+/// a failpoint at the source.
 fn throttling(failpoint: &str, downtime: &str) -> Scene {
     let environment = vec![("LIGHTER_FAILPOINT".to_owned(), failpoint.to_owned())];
     let mut scene = Scene::with_guest(&GuestPlan { environment, dirty_rate: 100_000, ..hot() });
@@ -32,6 +32,7 @@ fn a_guest_whose_connection_is_cut_when_it_is_throttled_arrives() {
     let after = decided.iter().skip_while(|it| it["decision"] != "disconnected");
     let kinds: Vec<_> = after.map(|it| it["decision"].as_str().expect("a name")).collect();
     assert!(kinds.starts_with(&["disconnected", "unthrottled", "reconnected"]), "{report:#}");
+    assert!(kinds[3..].contains(&"throttled"), "{report:#}");
     scene.runs_only_on(&scene.pair.b);
 }
 

@@ -44,6 +44,7 @@ use crate::phase::Phase;
 use crate::progress::{Progress, Role};
 use crate::protocol::{DestinationMessage, FEATURE_POSTCOPY, MigrationId, Offer};
 use crate::quic::Tls;
+use crate::quic::transport::CONNECTIONS_MAX;
 use crate::record::{RecordStore, SourceState};
 use crate::report::Estimated;
 use crate::source::{Event, Source, SourceConfig};
@@ -90,7 +91,9 @@ impl SourceSession {
     pub(super) fn connections_wanted(&self) -> u16 {
         match self.has_links() {
             true => 1,
-            false => self.connections.unwrap_or_else(connections_useful).clamp(1, 16),
+            false => {
+                self.connections.unwrap_or_else(connections_useful).clamp(1, CONNECTIONS_MAX.into())
+            }
         }
     }
 

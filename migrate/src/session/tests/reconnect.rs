@@ -13,6 +13,7 @@ use crate::guest::SourceGuest;
 use crate::limits::LimitsChange;
 use crate::memory::CHUNK_BYTES;
 use crate::phase::Phase;
+use crate::progress::Progress;
 use crate::reason::Reason;
 use crate::report::Report;
 use crate::session::{Handle, SourceSession};
@@ -113,7 +114,8 @@ async fn a_network_that_goes_silent_is_noticed_soon_and_rounds_go_on_when_it_is_
     let guest = FakeSource::new(CHUNKS, Content::Random);
     let handle = slow(&world, &guest).await;
     handle.change(LimitsChange { bandwidth: Some(1 << 20), ..Default::default() }).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let most = |progress: &Progress| progress.transfer.wire_bytes >= 5 << 20;
+    in_time(handle.progress().wait_for(most)).await.unwrap();
     relay.silent.store(true, SeqCst);
     let cut = Instant::now();
     until_out_of_reach(&handle).await;

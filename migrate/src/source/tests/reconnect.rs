@@ -80,9 +80,33 @@ fn tries_for_two_minutes_and_then_leaves_the_guest_here() {
     assert_eq!(bench.feed(Event::Recorded), [Action::Settled]);
 }
 
-/// What measures the switchover is not interrupted.
+/// What measures the switchover is not interrupted, and may wait for a disk.
 #[test]
-fn a_loss_during_a_dry_run_is_repaired_after_it() {
+fn a_loss_during_a_dry_run_is_repaired_at_the_same_time() {
+    for is_repaired_first in [false, true] {
+        let mut bench = measuring();
+        assert_eq!(bench.feed(lost()), []);
+        assert!(bench.source.progress(bench.now).disconnected.is_some());
+        assert_eq!(bench.source.can_recover(), Ok(()));
+        let probed = Event::Probed(Probe::default());
+        if !is_repaired_first {
+            assert_eq!(bench.feed(probed.clone()), []);
+        }
+        assert_eq!(tick(&mut bench), [Action::Reconnect]);
+        let asked = bench.feed(Event::Connected);
+        assert_eq!(asked, [Action::Send(SourceMessage::Continue { migration: MIGRATION })]);
+        let mut actions = bench.hear(applied(&[0, 0]));
+        if is_repaired_first {
+            assert_eq!(actions.len(), 1, "{actions:?}");
+            actions.extend(bench.feed(probed));
+        }
+        let reopen = Action::ReopenStreams { applied: vec![0, 0] };
+        assert_eq!(actions, [reopen, Action::SendRound { round: 1 }]);
+    }
+}
+
+/// A migration whose first dry run is under way.
+fn measuring() -> Bench {
     let mut bench = Bench::new();
     bench.feed(Event::Connected);
     bench.feed(Event::Recorded);
@@ -90,28 +114,13 @@ fn a_loss_during_a_dry_run_is_repaired_after_it() {
     bench.hear(DestinationMessage::Welcome { version: Version(1), features });
     bench.hear(DestinationMessage::Prepared);
     bench.feed(Event::PrecopyStarted);
-    assert_eq!(bench.feed(lost()), []);
-    assert!(bench.source.progress(bench.now).disconnected.is_some());
-    assert_eq!(bench.source.can_recover(), Ok(()));
-    assert_eq!(bench.feed(Event::Probed(Probe::default())), []);
-    assert_eq!(tick(&mut bench), [Action::Reconnect]);
-    bench.feed(Event::Connected);
-    assert_eq!(
-        bench.hear(applied(&[0, 0])),
-        [Action::ReopenStreams { applied: vec![0, 0] }, Action::SendRound { round: 1 }]
-    );
+    bench
 }
 
 /// A dry run that cannot resume the guest ends the migration, in reach or not.
 #[test]
 fn a_dry_run_that_fails_after_a_loss_resumes_the_guest() {
-    let mut bench = Bench::new();
-    bench.feed(Event::Connected);
-    bench.feed(Event::Recorded);
-    let features = FEATURE_RECONNECT;
-    bench.hear(DestinationMessage::Welcome { version: Version(1), features });
-    bench.hear(DestinationMessage::Prepared);
-    bench.feed(Event::PrecopyStarted);
+    let mut bench = measuring();
     bench.feed(lost());
     let error = GuestError::new("no");
     let actions = bench.feed(Event::PauseFailed { was: RunState::Running, error });

@@ -178,24 +178,50 @@ fn rounds_go_on_only_when_nothing_of_the_hand_over_is_under_way() {
     assert_eq!(measured, [Action::Record(SourceState::Undecided)]);
 }
 
-#[test]
-fn a_loss_while_a_hand_over_is_called_off_is_repaired_after_it() {
+/// A hand-over that is called off, and whose connection is lost then.
+fn returning_out_of_reach() -> Bench {
     let (mut bench, _) = pausing();
     bench.source.features = FEATURE_RETURN.with(FEATURE_RECONNECT);
     bench.feed(Event::Paused { was: RunState::Running });
     assert_eq!(time_is_over(&mut bench), RETURN);
     assert_eq!(bench.feed(lost()), []);
+    bench
+}
+
+#[test]
+fn a_loss_while_a_hand_over_is_called_off_is_repaired_at_the_same_time() {
+    let mut bench = returning_out_of_reach();
     assert_eq!(bench.feed(Event::StateSaved { state: vec![1] }), []);
+    assert_eq!(time_is_over(&mut bench), [Action::Reconnect]);
+    bench.feed(Event::Connected);
+    let reopen = Action::ReopenStreams { applied: vec![0, 0] };
+    assert_eq!(bench.hear(DestinationMessage::Applied { frames: vec![0, 0] }), [reopen]);
     // The round is interrupted, and not awaited.
     let resumed = bench.feed(Event::Resumed(Ok(())));
     assert_eq!(resumed, [Action::Record(SourceState::Undecided)]);
     assert_eq!(bench.feed(Event::Recorded), [Action::Probe]);
-    assert_eq!(bench.feed(Event::Probed(Probe::default())), []);
-    assert_eq!(time_is_over(&mut bench), [Action::Reconnect]);
-    bench.feed(Event::Connected);
-    let reopen = Action::ReopenStreams { applied: vec![0, 0] };
-    let actions = bench.hear(DestinationMessage::Applied { frames: vec![0, 0] });
-    assert_eq!(actions, [reopen, Action::SendRound { round: 3 }]);
+    assert_eq!(bench.feed(Event::Probed(Probe::default())), [Action::SendRound { round: 3 }]);
+}
+
+#[test]
+fn a_hand_over_that_is_called_off_out_of_reach_may_fail() {
+    let refused = || Event::Resumed(Err(GuestError::new("its disk is locked")));
+    let failures = [
+        (Event::GuestFailed(GuestError::new("it cannot be saved")), true),
+        (Event::Cancel { by: "me".into() }, true),
+        (refused(), false),
+    ];
+    for (failure, runs) in failures {
+        let mut bench = returning_out_of_reach();
+        let mut actions = bench.feed(failure.clone());
+        assert!(actions.starts_with(&[Action::StopSending]), "{failure:?}: {actions:?}");
+        if runs {
+            actions.extend(bench.feed(Event::Resumed(Ok(()))));
+        }
+        let report = report(&actions);
+        assert_eq!(report.outcome, Outcome::StayedAtSource, "{failure:?}");
+        assert_eq!(report.way_out.is_none(), runs, "{report:?}");
+    }
 }
 
 #[test]
