@@ -30,9 +30,8 @@ impl Destination {
         let until = self.now.saturating_add(KEPT_WITHOUT_SOURCE);
         let Some(received) = self.continuable() else { return false };
         // An earlier loss says since when.
-        let is_new = received.lost.is_none();
-        received.lost.get_or_insert_with(|| detail.clone());
-        if is_new {
+        if received.lost.is_none() {
+            received.lost = Some(detail.clone());
             self.wait_until = Some(until);
         }
         true

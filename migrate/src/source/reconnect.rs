@@ -92,6 +92,7 @@ impl Source {
         self.note(Decided::Reconnected { disconnected_seconds });
         self.link.up();
         let sum = frames.iter().fold(0, |sum: u64, frames| sum.saturating_add(*frames));
+        // A frame may take minutes if the bandwidth is limited.
         let is_soon = |at: Duration| outage.since.saturating_sub(at) < RECONNECT_WITHIN;
         let stuck = self.reached.filter(|before| before.frames == sum && is_soon(before.at));
         let stuck_since = stuck.map_or(outage.since, |before| before.stuck_since);

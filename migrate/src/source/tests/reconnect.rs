@@ -3,19 +3,25 @@
 use super::*;
 use crate::decisions::{Decided, DecisionKind};
 use crate::error::RecoverRefused;
-use crate::protocol::FEATURE_RECONNECT;
+use crate::protocol::{FEATURE_POSTCOPY, FEATURE_RECONNECT};
 
 const MIGRATION: MigrationId = MigrationId(Uuid::from_u128(9));
 
-/// A destination that keeps its copy, in the first round.
-fn copying() -> Bench {
+/// A migration whose first dry run is under way. The destination has these features.
+fn measuring(features: Features) -> Bench {
     let mut bench = Bench::new();
+    bench.source.config.offer.features = Features::SUPPORTED.with(FEATURE_POSTCOPY);
     bench.feed(Event::Connected);
     bench.feed(Event::Recorded);
-    let features = FEATURE_RECONNECT;
     bench.hear(DestinationMessage::Welcome { version: Version(1), features });
     bench.hear(DestinationMessage::Prepared);
     bench.feed(Event::PrecopyStarted);
+    bench
+}
+
+/// A destination that keeps its copy, in the first round.
+fn copying() -> Bench {
+    let mut bench = measuring(FEATURE_RECONNECT);
     bench.feed(Event::Probed(Probe { round_trip: MS, ..Probe::default() }));
     bench
 }
@@ -84,7 +90,7 @@ fn tries_for_two_minutes_and_then_leaves_the_guest_here() {
 #[test]
 fn a_loss_during_a_dry_run_is_repaired_at_the_same_time() {
     for is_repaired_first in [false, true] {
-        let mut bench = measuring();
+        let mut bench = measuring(FEATURE_RECONNECT);
         assert_eq!(bench.feed(lost()), []);
         assert!(bench.source.progress(bench.now).disconnected.is_some());
         assert_eq!(bench.source.can_recover(), Ok(()));
@@ -105,22 +111,10 @@ fn a_loss_during_a_dry_run_is_repaired_at_the_same_time() {
     }
 }
 
-/// A migration whose first dry run is under way.
-fn measuring() -> Bench {
-    let mut bench = Bench::new();
-    bench.feed(Event::Connected);
-    bench.feed(Event::Recorded);
-    let features = FEATURE_RECONNECT;
-    bench.hear(DestinationMessage::Welcome { version: Version(1), features });
-    bench.hear(DestinationMessage::Prepared);
-    bench.feed(Event::PrecopyStarted);
-    bench
-}
-
 /// A dry run that cannot resume the guest ends the migration, in reach or not.
 #[test]
 fn a_dry_run_that_fails_after_a_loss_resumes_the_guest() {
-    let mut bench = measuring();
+    let mut bench = measuring(FEATURE_RECONNECT);
     bench.feed(lost());
     let error = GuestError::new("no");
     let actions = bench.feed(Event::PauseFailed { was: RunState::Running, error });
@@ -162,17 +156,23 @@ fn gives_up_if_no_frame_is_applied_for_two_minutes() {
     assert!(reconnections < 30, "{reconnections}: pauses grow");
 }
 
-/// It sends rounds without a page.
+/// A frame may take minutes if the bandwidth is limited, and rounds without a page need none.
 #[test]
-fn a_guest_that_writes_nothing_needs_no_progress() {
-    let mut bench = copying();
-    for _ in 0..10 {
-        bench.now += Duration::from_secs(3600) / 20;
-        bench.feed(lost());
-        assert_eq!(tick(&mut bench), [Action::Reconnect]);
-        bench.feed(Event::Connected);
-        let actions = bench.hear(applied(&[3, 4]));
-        assert!(matches!(actions[0], Action::ReopenStreams { .. }), "{actions:?}");
+fn a_connection_that_lasts_or_a_round_without_pages_is_progress() {
+    let idle = RoundSent { dirty_pages: 4096, ..RoundSent::default() };
+    for (lasts, times, round) in [(180, 10, None), (1, 300, Some(idle))] {
+        let mut bench = copying();
+        for _ in 0..times {
+            bench.now += Duration::from_secs(lasts);
+            if let Some(sent) = round {
+                bench.feed(Event::RoundSent(sent));
+            }
+            bench.feed(lost());
+            assert_eq!(tick(&mut bench), [Action::Reconnect]);
+            bench.feed(Event::Connected);
+            let actions = bench.hear(applied(&[3, 4]));
+            assert!(matches!(actions[0], Action::ReopenStreams { .. }), "{actions:?}");
+        }
     }
 }
 
@@ -248,15 +248,7 @@ fn an_older_destination_has_given_up() {
 /// Post-copy that is ordered meanwhile begins once the destination is there again.
 #[test]
 fn post_copy_waits_for_the_destination() {
-    let mut bench = Bench::new();
-    bench.source.config.offer.features =
-        Features::SUPPORTED.with(crate::protocol::FEATURE_POSTCOPY);
-    bench.feed(Event::Connected);
-    bench.feed(Event::Recorded);
-    let features = FEATURE_RECONNECT.with(crate::protocol::FEATURE_POSTCOPY);
-    bench.hear(DestinationMessage::Welcome { version: Version(1), features });
-    bench.hear(DestinationMessage::Prepared);
-    bench.feed(Event::PrecopyStarted);
+    let mut bench = measuring(FEATURE_RECONNECT.with(FEATURE_POSTCOPY));
     bench.feed(Event::Probed(Probe::default()));
     bench.feed(lost());
     assert_eq!(bench.feed(Event::Postcopy), []);
