@@ -206,6 +206,7 @@ fn in_doubt_until_the_other_node_is_back(pair: &mut Pair, pages: &mut Vec<String
     pair.b.start_node(&NodePlan { listen, ..NodePlan::default() });
     await_value(&pair.a, "lighter_migrations_in_doubt", &[], 0.0, pages);
     guest_is_gone(&pair.hosts(), lost.name());
+    await_value(&pair.a, "lighter_guests_failed_total", &[], 1.0, pages);
 }
 
 #[test]

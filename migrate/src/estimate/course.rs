@@ -254,8 +254,8 @@ impl<'a> Course<'a> {
             SourceMessage::Abort(_) | SourceMessage::Resolve { .. } => {
                 (0.0, DestinationMessage::Discarded)
             }
+            SourceMessage::Return => (0.0, DestinationMessage::Returned),
             SourceMessage::Switchover
-            | SourceMessage::Return
             | SourceMessage::Continue { .. }
             | SourceMessage::Missing(_)
             | SourceMessage::Withdraw(_)

@@ -127,13 +127,14 @@ impl Message for DestinationMessage {
             Self::Lost(_) => 45,
             Self::GaveUp(_) => 46,
             Self::Applied { .. } => 47,
+            Self::Returned => 48,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             43 => Some(PAGES_LIMIT),
-            33..=47 => Some(SMALL_LIMIT),
+            33..=48 => Some(SMALL_LIMIT),
             _ => None,
         }
     }

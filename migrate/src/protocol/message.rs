@@ -138,6 +138,9 @@ pub enum DestinationMessage {
         /// have come than before says anything, since their frames are acknowledged.
         frames: Vec<u64>,
     },
+    /// Answer to `Return`: what came of the hand-over is forgotten. Sent if both sides have
+    /// [`super::FEATURE_RECONNECT`].
+    Returned,
 }
 
 /// Description of the guest and of how it will be sent.
@@ -242,6 +245,7 @@ impl DestinationMessage {
             Self::Lost(_) => "Lost",
             Self::GaveUp(_) => "GaveUp",
             Self::Applied { .. } => "Applied",
+            Self::Returned => "Returned",
         }
     }
 }

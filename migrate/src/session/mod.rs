@@ -16,6 +16,7 @@ mod control;
 mod destination;
 mod fetch;
 mod handle;
+mod hearing;
 mod heat;
 mod hints;
 mod journal;

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::control::describe;
+use super::hearing::{Hearing, Unheard};
 use super::hints::{BLOCK_CHUNKS, Slot};
 use super::pool::Pool;
 use super::stream_sender::{StreamContext, StreamSendError, StreamSender, panicked};
@@ -106,6 +107,7 @@ impl Sender {
             dirty: PageSet::full(chunks),
             outlets: Outlets::Closed,
             link_rounds: 0,
+            hearing: Hearing::default(),
         };
         let report = Arc::new(report);
         let told = report.clone();
@@ -144,6 +146,7 @@ struct Work {
     frames: Vec<u64>,
     /// Number of the last round over links that are lost.
     link_rounds: u32,
+    hearing: Hearing,
 }
 
 /// What is sent after the pages of a round.
@@ -220,6 +223,7 @@ impl Work {
     fn reopen(&mut self, route: Route, applied: Vec<u64>) {
         self.close();
         self.route = route;
+        self.hearing = Hearing::default();
         if !self.route.are_links {
             self.dirty.union(&self.context.journal.lost(&applied));
             self.frames = applied;
@@ -228,9 +232,10 @@ impl Work {
 
     async fn round(&mut self, round: u32) -> Result<RoundSent, StreamSendError> {
         let left_out = self.leave_out().await?;
-        let mut sent = self.send_dirty(round, Follow::Rounds).await?;
+        let mut sent = self.send_heard(round, Follow::Rounds).await?;
         sent += left_out;
         self.collect()?;
+        self.hearing.note(&self.route.connections);
         let (memory, disks) = self.dirty.words().split_at(self.context.memory_chunks);
         let count = |words: &[u64]| words.iter().map(|word| u64::from(word.count_ones())).sum();
         let (memory, disks): (u64, u64) = (count(memory), count(disks));
@@ -239,8 +244,24 @@ impl Work {
 
     async fn final_round(&mut self, round: u32) -> Result<RoundSent, StreamSendError> {
         self.collect()?;
-        let sent = self.send_dirty(round, Follow::Nothing).await?;
+        let sent = self.send_heard(round, Follow::Nothing).await?;
         Ok(round_sent(&sent, 0))
+    }
+
+    /// Sends all pages of the dirty set to a destination that is in reach.
+    async fn send_heard(
+        &mut self,
+        round: u32,
+        follow: Follow,
+    ) -> Result<Transfer, StreamSendError> {
+        self.hearing.note(&self.route.connections);
+        let sent = self.send_dirty(round, follow).await?;
+        // Nothing answers a round of no pages. The last one has the guest's state beside it.
+        if sent.wire_bytes > 0 || matches!(follow, Follow::Nothing) {
+            let heard = self.hearing.heard(&self.route.connections).await;
+            heard.map_err(|Unheard| broken("the connection is lost"))?;
+        }
+        Ok(sent)
     }
 
     /// Before the first round, removes pages from the dirty set that are zero both here and at the

@@ -67,9 +67,9 @@ impl Source {
             self.state = State::Reconnecting;
         }
         if let State::Returning { round_sent, .. } = &mut self.state {
-            // It is interrupted, as any other.
+            // It is interrupted, as any other. `Continue` has the destination forget the hand-over.
             *round_sent = true;
-            self.go_on_after_return();
+            self.on_returned();
         }
     }
 

@@ -4,6 +4,10 @@
 //! each page was re-armed before it was copied, so the next round sends what the guest writes from
 //! now on. Once the data streams have ended, there is no way back: the destination may be ready,
 //! and only a record says that it must not run the guest. For post-copy they end before the pause.
+//!
+//! `Return` and the pages go over different streams. A destination that read the end of all pages
+//! first would take the state of the hand-over that was called off for the last one, so no other
+//! begins before the destination has answered.
 
 use super::postcopy::Postcopy;
 use super::state::State;
@@ -11,7 +15,7 @@ use super::{Action, Source};
 use crate::decisions::Decided;
 use crate::error::Failure;
 use crate::guest::{GuestError, RunState};
-use crate::protocol::{FEATURE_RETURN, SourceMessage};
+use crate::protocol::{FEATURE_RECONNECT, FEATURE_RETURN, SourceMessage};
 
 /// How often a migration calls a hand-over off before it fails.
 const RETURNS_MAX: u32 = 2;
@@ -34,9 +38,13 @@ impl Source {
         let waited_for = self.standstill.why();
         self.note(Decided::CalledOff { allowed_seconds: allowed.as_secs_f64(), waited_for });
         self.end_standstill();
-        self.state = State::Returning { round_sent, saved, resumed: false };
+        let heard = !self.features.has(FEATURE_RECONNECT);
+        self.state = State::Returning { round_sent, saved, resumed: false, heard };
         self.forget_commit();
         self.say(SourceMessage::Return);
+        if !heard {
+            self.await_answer("Returned");
+        }
         self.push(Action::ResumeGuest);
     }
 
@@ -53,11 +61,22 @@ impl Source {
         }
     }
 
+    /// The destination has forgotten what came of the hand-over.
+    pub(super) fn on_returned(&mut self) {
+        if let State::Returning { heard, .. } = &mut self.state {
+            *heard = true;
+            self.awaited = None;
+            self.go_on_after_return();
+        }
+    }
+
     /// Goes on once nothing of the hand-over is under way. What a pause costs is measured again
     /// before the next round, and the disks are flushed for that: if one still hangs, the guest
     /// runs meanwhile.
     pub(super) fn go_on_after_return(&mut self) {
-        if matches!(self.state, State::Returning { round_sent: true, saved: true, resumed: true }) {
+        if let State::Returning { round_sent: true, saved: true, resumed: true, heard: true } =
+            self.state
+        {
             self.measure_again();
         }
     }

@@ -83,6 +83,9 @@ impl Source {
                 self.decide();
             }
             (State::Clearing, DestinationMessage::Cleared) => self.on_cleared(),
+            (State::Returning { heard: false, .. }, DestinationMessage::Returned) => {
+                self.on_returned();
+            }
             (_, DestinationMessage::Applied { frames }) if self.outage.is_some() => {
                 self.on_applied(frames);
             }

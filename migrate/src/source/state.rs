@@ -50,9 +50,9 @@ pub(super) enum State {
     Pausing,
     /// Waits for the last round, the flush of the disks, and the state.
     Finishing { round_sent: bool, flushed: bool, saved: bool },
-    /// Waits for the guest to run on here, and for what was ordered for a hand-over that is called
-    /// off.
-    Returning { round_sent: bool, saved: bool, resumed: bool },
+    /// Waits for the guest to run on here, for what was ordered for a hand-over that is called off,
+    /// and for the destination to have heard of that.
+    Returning { round_sent: bool, saved: bool, resumed: bool, heard: bool },
     /// Waits for the remainder to be sent, or, for post-copy, to be collected; the destination may
     /// be `ready` earlier.
     Ending { ready: bool },

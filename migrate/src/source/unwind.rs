@@ -322,6 +322,7 @@ impl Source {
             | DestinationMessage::Missing(_)
             | DestinationMessage::Complete { .. }
             | DestinationMessage::Applied { .. }
+            | DestinationMessage::Returned
             | DestinationMessage::Ready { .. } => {}
         }
     }

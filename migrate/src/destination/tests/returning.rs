@@ -13,11 +13,20 @@ fn the_state_of_a_hand_over_that_was_called_off_is_not_loaded() {
     let mut bench = Bench::receiving(1);
     bench.hear(SourceMessage::Switchover);
     bench.hear(state(RunState::Running));
-    assert_eq!(bench.hear(SourceMessage::Return), []);
+    let answer = Action::Send(DestinationMessage::Returned);
+    assert_eq!(bench.hear(SourceMessage::Return), [answer]);
     assert_eq!(bench.destination.phase(), Phase::Precopy);
     bench.hear(SourceMessage::Switchover);
     assert_eq!(bench.feed(ended()), [], "the new state is missing");
     assert_eq!(bench.hear(state(RunState::Running)), [Action::LoadState(vec![1])]);
+}
+
+#[test]
+fn an_older_source_gets_no_answer_when_it_calls_its_hand_over_off() {
+    let mut bench = Bench::receiving(1);
+    bench.destination.features = FEATURE_RETURN;
+    bench.hear(SourceMessage::Switchover);
+    assert_eq!(bench.hear(SourceMessage::Return), []);
 }
 
 #[test]

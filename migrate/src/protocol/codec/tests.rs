@@ -99,6 +99,7 @@ fn destination_messages() -> Vec<DestinationMessage> {
         DestinationMessage::Lost(Complaint::new(Reason::Guest, "no")),
         DestinationMessage::GaveUp(Complaint::new(Reason::Record, "full")),
         DestinationMessage::Applied { frames: vec![7, 0] },
+        DestinationMessage::Returned,
     ]
 }
 

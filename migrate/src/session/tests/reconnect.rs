@@ -138,6 +138,23 @@ async fn a_network_that_goes_silent_is_noticed_soon_and_rounds_go_on_when_it_is_
     assert!(report.transfer.wire_bytes < 5 * CHUNK_BYTES as u64 * CHUNKS as u64 / 4, "{report:?}");
 }
 
+/// The last pages fit the transport's queue, so nothing but the silence tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_into_a_silent_network_is_called_off_and_the_connection_replaced() {
+    for connections in [1, 3] {
+        let (world, relay) = behind_relay();
+        let guest = FakeSource::new(8, Content::Mixed);
+        assert!(guest.silenced.relay.set(relay.clone()).is_ok());
+        let session = SourceSession { connections: Some(connections), ..world.session() };
+        let handle = world.start_with(session, &guest, Failpoints::default());
+        until_out_of_reach(&handle).await;
+        assert!(guest.is_running());
+        relay.silent.store(false, SeqCst);
+        let report = world.assert_migrated(&guest, &handle).await;
+        assert_eq!((report.returns, reconnections(&report)), (1, 1), "{report:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_can_be_cancelled_while_the_network_is_silent() {
     let (world, relay) = behind_relay();

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::net::UdpSocket;
 
@@ -57,6 +58,25 @@ impl Relay {
             });
             link.take(length).await;
             let _ = there.send_to(&bytes[..length], process).await;
+        }
+    }
+}
+
+/// A network that falls silent when a guest is paused for its first hand-over, after a dry run.
+#[derive(Default)]
+pub(super) struct SilencedByPause {
+    pub(super) relay: OnceLock<Relay>,
+    pauses: AtomicUsize,
+}
+
+impl SilencedByPause {
+    /// Takes note of a pause.
+    pub(super) fn on_pause(&self) {
+        let earlier = self.pauses.fetch_add(1, SeqCst);
+        if let Some(relay) = self.relay.get().filter(|_| earlier == 1) {
+            relay.silent.store(true, SeqCst);
+            // What is under way arrives.
+            std::thread::sleep(Duration::from_millis(300));
         }
     }
 }

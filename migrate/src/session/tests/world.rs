@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::free_pages::FakeHints;
 use super::memory::{Content, FakeMemory, fill_page};
 use super::missing::FakeMissing;
-use super::relay::Relay;
+use super::relay::{Relay, SilencedByPause};
 
 use crate::failpoint::Failpoints;
 use crate::front::{FrontHandler, serve};
@@ -39,8 +39,7 @@ const CHUNK: u64 = 256 << 10;
 /// Longest wait for anything in these tests; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A guest at the source. A page is marked dirty after it was written, and the guest cannot be
-/// paused in between.
+/// A guest at the source. A pause does not come between the write to a page and its mark as dirty.
 pub(super) struct FakeSource {
     pub(super) memory: FakeMemory,
     dirty: Vec<AtomicU64>,
@@ -58,6 +57,7 @@ pub(super) struct FakeSource {
     /// Whether they hang while it runs, too.
     pub(super) is_stuck_running: AtomicBool,
     hanging: AtomicBool,
+    pub(super) silenced: SilencedByPause,
     /// Flushes, pauses and saves, in their order.
     pub(super) steps: Mutex<Vec<&'static str>>,
     pub(super) hints: FakeHints,
@@ -85,6 +85,7 @@ impl FakeSource {
             stuck: Default::default(),
             is_stuck_running: AtomicBool::new(false),
             hanging: AtomicBool::new(false),
+            silenced: SilencedByPause::default(),
             steps: Mutex::default(),
             hints,
         })
@@ -231,6 +232,7 @@ impl SourceGuest for FakeSource {
         self.note("pause");
         let _closed = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         self.running.store(false, SeqCst);
+        self.silenced.on_pause();
         Ok(())
     }
 

@@ -177,6 +177,7 @@ fn a_hand_over_that_is_called_off_is_no_commit_in_the_record() {
     bench.now = until;
     bench.feed(Event::Resumed(Ok(())));
     bench.feed(Event::StateSaved { state: vec![1] });
+    bench.hear(DestinationMessage::Returned);
     assert_eq!(bench.feed(Event::RoundSent(RoundSent::default())), []);
     // The first answer is not that of the record which is measured.
     assert_eq!(bench.feed(Event::Recorded), [Action::Record(SourceState::Undecided)]);

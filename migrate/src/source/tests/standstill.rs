@@ -178,6 +178,36 @@ fn rounds_go_on_only_when_nothing_of_the_hand_over_is_under_way() {
     assert_eq!(measured, [Action::Record(SourceState::Undecided)]);
 }
 
+/// The destination reads the end of all pages and the message that the hand-over is called off on
+/// different streams: it would take the old state for the new one.
+#[test]
+fn another_hand_over_waits_until_the_destination_has_forgotten_the_first() {
+    let (mut bench, _) = pausing_with_way_back();
+    bench.source.features = FEATURE_RETURN.with(FEATURE_RECONNECT);
+    bench.feed(Event::Paused { was: RunState::Running });
+    bench.feed(Event::StateSaved { state: vec![1] });
+    bench.feed(Event::RoundSent(RoundSent::default()));
+    assert_eq!(time_is_over(&mut bench), RETURN);
+    assert_eq!(bench.feed(Event::Resumed(Ok(()))), []);
+    let measured = bench.hear(DestinationMessage::Returned);
+    assert_eq!(measured, [Action::Record(SourceState::Undecided)]);
+    assert_eq!(bench.feed(Event::Recorded), [Action::Probe]);
+}
+
+#[test]
+fn a_destination_that_does_not_forget_a_hand_over_is_not_waited_for_for_ever() {
+    let (mut bench, _) = pausing_with_way_back();
+    bench.source.features = FEATURE_RETURN.with(FEATURE_RECONNECT);
+    bench.feed(Event::Paused { was: RunState::Running });
+    bench.feed(Event::StateSaved { state: vec![1] });
+    bench.feed(Event::RoundSent(RoundSent::default()));
+    time_is_over(&mut bench);
+    bench.feed(Event::Resumed(Ok(())));
+    let actions = time_is_over(&mut bench);
+    assert!(matches!(&actions[0], Action::Send(SourceMessage::Abort(_))), "{actions:?}");
+    assert!(!actions.contains(&Action::ResumeGuest), "it runs: {actions:?}");
+}
+
 /// A hand-over that is called off, and whose connection is lost then.
 fn returning_out_of_reach() -> Bench {
     let (mut bench, _) = pausing();
