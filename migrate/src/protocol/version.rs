@@ -50,7 +50,7 @@ pub const FEATURE_PCI: Features = Features(64);
 pub const FEATURE_EARLY_COMMIT: Features = Features(128);
 
 /// A connection that is lost while rounds are sent may be replaced: both sides keep what they have,
-/// and rounds go on.
+/// and rounds go on. `Return` is answered.
 pub const FEATURE_RECONNECT: Features = Features(256);
 
 /// Features that may be used if both sides have them: a set of bits. Unknown bits are ignored.

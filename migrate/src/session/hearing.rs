@@ -2,25 +2,23 @@
 //!
 //! The last pages of a guest may fit the transport's queue: they count as sent although nothing
 //! leaves this host any more. A source that commits then leaves the guest paused until the hosts
-//! reach each other, so a round is over only when the destination has acknowledged something since
-//! it began, or shortly before.
+//! reach each other, so a round in which anything is sent, and the last one in any case, is over
+//! only when the destination has acknowledged something since it began, or shortly before.
 
 use std::time::Duration;
 
 use quinn::Connection;
 use tokio::time::{Instant, sleep};
 
-/// How old an acknowledgement may be. On most paths, what is left of a round is acknowledged within
-/// it, and the next one waits for nothing.
+use super::stream_sender::StreamSendError;
+
+/// How old an acknowledgement may be. If what is left of a round is acknowledged in this time, the
+/// next one waits for nothing.
 const FRESH: Duration = Duration::from_millis(100);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// All connections are closed.
-#[derive(Debug)]
-pub(super) struct Unheard;
-
-/// What was heard at a moment that is [`FRESH`] at the beginning of the round.
+/// What had been heard at some moment, if one is noted.
 #[derive(Debug, Default)]
 pub(super) struct Hearing(Option<(Instant, u64)>);
 
@@ -33,11 +31,11 @@ impl Hearing {
     }
 
     /// Waits until the destination has acknowledged something since the moment that is noted.
-    pub(super) async fn heard(&self, connections: &[Connection]) -> Result<(), Unheard> {
+    pub(super) async fn heard(&self, connections: &[Connection]) -> Result<(), StreamSendError> {
         let before = self.0.map_or(0, |(_, before)| before);
         while acknowledgements(connections) == before {
             if connections.iter().all(|connection| connection.close_reason().is_some()) {
-                return Err(Unheard);
+                return Err(StreamSendError::Stream("the connection is lost".to_owned()));
             }
             sleep(LOOK).await;
         }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::control::describe;
-use super::hearing::{Hearing, Unheard};
+use super::hearing::Hearing;
 use super::hints::{BLOCK_CHUNKS, Slot};
 use super::pool::Pool;
 use super::stream_sender::{StreamContext, StreamSendError, StreamSender, panicked};
@@ -258,8 +258,7 @@ impl Work {
         let sent = self.send_dirty(round, follow).await?;
         // Nothing answers a round of no pages. The last one has the guest's state beside it.
         if sent.wire_bytes > 0 || matches!(follow, Follow::Nothing) {
-            let heard = self.hearing.heard(&self.route.connections).await;
-            heard.map_err(|Unheard| broken("the connection is lost"))?;
+            self.hearing.heard(&self.route.connections).await?;
         }
         Ok(sent)
     }

@@ -178,10 +178,8 @@ fn rounds_go_on_only_when_nothing_of_the_hand_over_is_under_way() {
     assert_eq!(measured, [Action::Record(SourceState::Undecided)]);
 }
 
-/// The destination reads the end of all pages and the message that the hand-over is called off on
-/// different streams: it would take the old state for the new one.
-#[test]
-fn another_hand_over_waits_until_the_destination_has_forgotten_the_first() {
+/// A hand-over that is called off, of which nothing is under way here any more.
+fn returning_unanswered() -> Bench {
     let (mut bench, _) = pausing_with_way_back();
     bench.source.features = FEATURE_RETURN.with(FEATURE_RECONNECT);
     bench.feed(Event::Paused { was: RunState::Running });
@@ -189,6 +187,14 @@ fn another_hand_over_waits_until_the_destination_has_forgotten_the_first() {
     bench.feed(Event::RoundSent(RoundSent::default()));
     assert_eq!(time_is_over(&mut bench), RETURN);
     assert_eq!(bench.feed(Event::Resumed(Ok(()))), []);
+    bench
+}
+
+/// The destination reads the end of all pages and the message that the hand-over is called off on
+/// different streams: it would take the old state for the new one.
+#[test]
+fn another_hand_over_waits_until_the_destination_has_forgotten_the_first() {
+    let mut bench = returning_unanswered();
     let measured = bench.hear(DestinationMessage::Returned);
     assert_eq!(measured, [Action::Record(SourceState::Undecided)]);
     assert_eq!(bench.feed(Event::Recorded), [Action::Probe]);
@@ -196,13 +202,7 @@ fn another_hand_over_waits_until_the_destination_has_forgotten_the_first() {
 
 #[test]
 fn a_destination_that_does_not_forget_a_hand_over_is_not_waited_for_for_ever() {
-    let (mut bench, _) = pausing_with_way_back();
-    bench.source.features = FEATURE_RETURN.with(FEATURE_RECONNECT);
-    bench.feed(Event::Paused { was: RunState::Running });
-    bench.feed(Event::StateSaved { state: vec![1] });
-    bench.feed(Event::RoundSent(RoundSent::default()));
-    time_is_over(&mut bench);
-    bench.feed(Event::Resumed(Ok(())));
+    let mut bench = returning_unanswered();
     let actions = time_is_over(&mut bench);
     assert!(matches!(&actions[0], Action::Send(SourceMessage::Abort(_))), "{actions:?}");
     assert!(!actions.contains(&Action::ResumeGuest), "it runs: {actions:?}");
