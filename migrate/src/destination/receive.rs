@@ -8,8 +8,8 @@ use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
 use crate::protocol::{
     Decision, DestinationMessage, FEATURE_DISKS, FEATURE_EARLY_COMMIT, FEATURE_NODE,
-    FEATURE_POSTCOPY, FEATURE_RECONNECT, FEATURE_RETURN, MAX_STREAMS, MAX_VERSIONS, MigrationId,
-    Offer, Prepare, SavedState, SourceMessage,
+    FEATURE_POSTCOPY, FEATURE_RECONNECT, MAX_STREAMS, MAX_VERSIONS, MigrationId, Offer, Prepare,
+    SavedState, SourceMessage,
 };
 use crate::record::DestinationState;
 use crate::text::PeerText;
@@ -54,15 +54,13 @@ impl Destination {
             (State::Receiving(received), SourceMessage::Return)
                 if received.switching_over
                     && !self.is_committed
-                    && self.features.has(FEATURE_RETURN)
+                    && self.features.has(FEATURE_RECONNECT)
                     && !received.ended.contains(&true) =>
             {
                 received.switching_over = false;
                 received.state = None;
                 self.notes.goes_back(self.now);
-                if self.features.has(FEATURE_RECONNECT) {
-                    self.say(DestinationMessage::Returned);
-                }
+                self.say(DestinationMessage::Returned);
             }
             // The last pages may come after it.
             (State::Receiving(received), SourceMessage::Commit)

@@ -32,9 +32,6 @@ pub const FEATURE_DISKS: Features = Features(2);
 /// The source may send the port of its host's node.
 pub const FEATURE_NODE: Features = Features(4);
 
-/// The source may call a hand-over off and go on with rounds.
-pub const FEATURE_RETURN: Features = Features(8);
-
 /// The guest may run at the destination before all of its memory is there. Not among
 /// [`Features::SUPPORTED`]: a side offers it if its host can do it.
 pub const FEATURE_POSTCOPY: Features = Features(16);
@@ -49,8 +46,8 @@ pub const FEATURE_PCI: Features = Features(64);
 /// pages and the state.
 pub const FEATURE_EARLY_COMMIT: Features = Features(128);
 
-/// A connection that is lost while rounds are sent may be replaced: both sides keep what they have,
-/// and rounds go on. `Return` is answered.
+/// The source may call a hand-over off and go on with rounds. A connection that is lost while rounds
+/// are sent may be replaced: both sides keep what they have.
 pub const FEATURE_RECONNECT: Features = Features(256);
 
 /// Features that may be used if both sides have them: a set of bits. Unknown bits are ignored.
@@ -64,7 +61,6 @@ impl Features {
         FEATURE_LZ4.0
             | FEATURE_DISKS.0
             | FEATURE_NODE.0
-            | FEATURE_RETURN.0
             | FEATURE_LINKS.0
             | FEATURE_PCI.0
             | FEATURE_EARLY_COMMIT.0

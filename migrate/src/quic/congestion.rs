@@ -18,6 +18,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
+use quinn::Connection;
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
@@ -63,7 +64,8 @@ impl Congestion {
 impl ControllerFactory for Congestion {
     fn build(self: Arc<Self>, _now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let model = Model::new(self.initial_window, current_mtu, self.coupled);
-        Box::new(FastPath { model, initial_window: self.initial_window, free: self.free })
+        let (initial_window, free) = (self.initial_window, self.free);
+        Box::new(FastPath { model, initial_window, free, last_acknowledged: None })
     }
 }
 
@@ -73,6 +75,14 @@ struct FastPath {
     initial_window: u64,
     /// The window of the model from which it no longer limits.
     free: u64,
+    last_acknowledged: Option<Instant>,
+}
+
+/// Returns when the peer last acknowledged a packet that it had not acknowledged before; none if it
+/// has not since the connection has its present path. (A peer that receives nothing any more may
+/// repeat its last acknowledgement in each packet: frames with acknowledgements tell nothing.)
+pub(crate) fn last_acknowledged(connection: &Connection) -> Option<Instant> {
+    connection.congestion_state().into_any().downcast::<FastPath>().ok()?.last_acknowledged
 }
 
 impl Controller for FastPath {
@@ -88,6 +98,7 @@ impl Controller for FastPath {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
+        self.last_acknowledged = Some(now);
         self.model.acked(&Ack { now, sent, bytes, app_limited, rtt: rtt.get() });
     }
 

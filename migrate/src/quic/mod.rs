@@ -33,6 +33,7 @@ pub use authority::{Authority, check_names};
 pub use bundle::{BUNDLE_BYTES_MAX, Bundle, BundleError, OtherAuthority};
 pub use certificate::{HostCertificate, TlsError, calendar_time};
 pub use chain::trusted_authorities;
+pub(crate) use congestion::last_acknowledged;
 pub use error::LinkError;
 pub use expiry::{Expiry, Limit};
 pub use files::CertError;

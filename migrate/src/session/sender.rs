@@ -7,10 +7,11 @@ use std::time::Duration;
 use quinn::{Connection, RecvStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::Instant;
 
 use super::control::describe;
-use super::hearing::Hearing;
 use super::hints::{BLOCK_CHUNKS, Slot};
+use super::liveness::acknowledged;
 use super::pool::Pool;
 use super::stream_sender::{StreamContext, StreamSendError, StreamSender, panicked};
 use crate::guest::GuestError;
@@ -107,7 +108,6 @@ impl Sender {
             dirty: PageSet::full(chunks),
             outlets: Outlets::Closed,
             link_rounds: 0,
-            hearing: Hearing::default(),
         };
         let report = Arc::new(report);
         let told = report.clone();
@@ -146,7 +146,6 @@ struct Work {
     frames: Vec<u64>,
     /// Number of the last round over links that are lost.
     link_rounds: u32,
-    hearing: Hearing,
 }
 
 /// What is sent after the pages of a round.
@@ -223,7 +222,6 @@ impl Work {
     fn reopen(&mut self, route: Route, applied: Vec<u64>) {
         self.close();
         self.route = route;
-        self.hearing = Hearing::default();
         if !self.route.are_links {
             self.dirty.union(&self.context.journal.lost(&applied));
             self.frames = applied;
@@ -232,35 +230,54 @@ impl Work {
 
     async fn round(&mut self, round: u32) -> Result<RoundSent, StreamSendError> {
         let left_out = self.leave_out().await?;
-        let mut sent = self.send_heard(round, Follow::Rounds).await?;
+        let (mut sent, waited) = self.send_acknowledged(round, Follow::Rounds).await?;
         sent += left_out;
         self.collect()?;
-        self.hearing.note(&self.route.connections);
         let (memory, disks) = self.dirty.words().split_at(self.context.memory_chunks);
         let count = |words: &[u64]| words.iter().map(|word| u64::from(word.count_ones())).sum();
         let (memory, disks): (u64, u64) = (count(memory), count(disks));
-        Ok(RoundSent { dirty_disk_pages: disks, ..round_sent(&sent, memory + disks) })
+        Ok(RoundSent { dirty_disk_pages: disks, waited, ..round_sent(&sent, memory + disks) })
     }
 
     async fn final_round(&mut self, round: u32) -> Result<RoundSent, StreamSendError> {
         self.collect()?;
-        let sent = self.send_heard(round, Follow::Nothing).await?;
-        Ok(round_sent(&sent, 0))
+        let (sent, waited) = self.send_acknowledged(round, Follow::Nothing).await?;
+        Ok(RoundSent { waited, ..round_sent(&sent, 0) })
     }
 
-    /// Sends all pages of the dirty set to a destination that is in reach.
-    async fn send_heard(
+    /// Sends all pages of the dirty set to a destination that receives them. Returns how long that
+    /// has waited for an acknowledgement.
+    async fn send_acknowledged(
         &mut self,
         round: u32,
         follow: Follow,
-    ) -> Result<Transfer, StreamSendError> {
-        self.hearing.note(&self.route.connections);
+    ) -> Result<(Transfer, Duration), StreamSendError> {
+        let (began, before) = (Instant::now(), self.last_frames());
         let sent = self.send_dirty(round, follow).await?;
-        // Nothing answers a round of no pages. The last one has the guest's state beside it.
-        if sent.wire_bytes > 0 || matches!(follow, Follow::Nothing) {
-            self.hearing.heard(&self.route.connections).await?;
+        let connections = &self.route.connections;
+        // In the end the guest's state is sent beside the pages, even if there are none.
+        let is_last = matches!(follow, Follow::Nothing);
+        let waited = if self.route.are_links {
+            // Each page is acknowledged, and the control stream moves to a link that works.
+            acknowledged(connections, |alive| !is_last || alive.contains(&true), began).await?
+        } else {
+            let mut needed = vec![false; connections.len()];
+            needed[0] = is_last;
+            for (stream, (last, before)) in self.last_frames().iter().zip(&before).enumerate() {
+                needed[stream % connections.len()] |= last != before;
+            }
+            let is_enough = |alive: &[bool]| needed.iter().zip(alive).all(|(it, is)| !it || *is);
+            acknowledged(connections, is_enough, began).await?
+        };
+        Ok((sent, waited))
+    }
+
+    /// Returns the number of the last frame of each data stream.
+    fn last_frames(&self) -> Vec<u64> {
+        match &self.outlets {
+            Outlets::Streams(senders) => senders.iter().map(StreamSender::last_frame).collect(),
+            Outlets::Closed | Outlets::Links { .. } => self.frames.clone(),
         }
-        Ok(sent)
     }
 
     /// Before the first round, removes pages from the dirty set that are zero both here and at the
@@ -308,7 +325,8 @@ impl Work {
 
     async fn remainder(&mut self, round: u32) -> Result<FinalSent, StreamSendError> {
         self.collect()?;
-        let sent = self.send_dirty(round, Follow::Nothing).await?;
+        // The flush of the disks may have taken long.
+        let (sent, _) = self.send_acknowledged(round, Follow::Nothing).await?;
         self.end(round).await?;
         let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
         Ok(FinalSent { pages, zero_pages, wire_bytes: sent.wire_bytes })
@@ -551,5 +569,6 @@ async fn send_in_parallel(
 
 fn round_sent(sent: &Transfer, dirty_pages: u64) -> RoundSent {
     let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
-    RoundSent { pages, zero_pages, wire_bytes: sent.wire_bytes, dirty_pages, dirty_disk_pages: 0 }
+    let wire_bytes = sent.wire_bytes;
+    RoundSent { pages, zero_pages, wire_bytes, dirty_pages, ..RoundSent::default() }
 }

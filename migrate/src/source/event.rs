@@ -137,6 +137,9 @@ pub struct RoundSent {
     pub dirty_pages: u64,
     /// Pages of disks among the dirty ones.
     pub dirty_disk_pages: u64,
+    /// Time in which all of it was handed to the transport, and nothing acknowledged: it tells
+    /// nothing about the bandwidth.
+    pub waited: Duration,
 }
 
 impl RoundSent {

@@ -1,4 +1,5 @@
-//! Back from a hand-over that takes too long: the guest runs on here, and rounds go on.
+//! Back from a hand-over that takes too long, or whose connection is lost: the guest runs on here,
+//! and rounds go on.
 //!
 //! The last round goes on as well, unless the connection is lost, now as one of a guest that runs:
 //! each page was re-armed before it was copied, so the next round sends what the guest writes from
@@ -15,37 +16,44 @@ use super::{Action, Source};
 use crate::decisions::Decided;
 use crate::error::Failure;
 use crate::guest::{GuestError, RunState};
-use crate::protocol::{FEATURE_RECONNECT, FEATURE_RETURN, SourceMessage};
+use crate::protocol::{FEATURE_RECONNECT, SourceMessage};
 
 /// How often a migration calls a hand-over off before it fails.
 const RETURNS_MAX: u32 = 2;
 
 impl Source {
-    /// Returns whether a hand-over that takes too long may be called off without the migration.
+    /// Returns whether a hand-over may be called off without the migration.
     pub(super) fn may_return(&self) -> bool {
         matches!(self.state, State::Finishing { .. })
             && self.run_state == RunState::Running
             && self.postcopy != Postcopy::Begun
-            && self.link.is_up()
-            && self.features.has(FEATURE_RETURN)
+            && self.features.has(FEATURE_RECONNECT)
             && self.notes.returns() < RETURNS_MAX
     }
 
-    /// Calls the hand-over off.
+    /// Calls off a hand-over that takes too long.
     pub(super) fn go_back(&mut self) {
-        let State::Finishing { round_sent, saved, .. } = self.state else { return };
         let allowed = self.standstill.allowed().unwrap_or_default();
         let waited_for = self.standstill.why();
         self.note(Decided::CalledOff { allowed_seconds: allowed.as_secs_f64(), waited_for });
-        self.end_standstill();
-        let heard = !self.features.has(FEATURE_RECONNECT);
-        self.state = State::Returning { round_sent, saved, resumed: false, heard };
-        self.forget_commit();
+        self.call_off();
         self.say(SourceMessage::Return);
-        if !heard {
-            self.await_answer("Returned");
-        }
+        self.await_answer("Returned");
         self.push(Action::ResumeGuest);
+    }
+
+    /// Calls off a hand-over whose connection is lost: `Continue` will have the destination forget
+    /// it.
+    pub(super) fn go_back_out_of_reach(&mut self) {
+        self.call_off();
+        self.push(Action::ResumeGuest);
+    }
+
+    fn call_off(&mut self) {
+        let State::Finishing { round_sent, saved, .. } = self.state else { return };
+        self.end_standstill();
+        self.state = State::Returning { round_sent, saved, resumed: false, answered: false };
+        self.forget_commit();
     }
 
     /// Handles the answer of a guest that was to run on.
@@ -63,8 +71,8 @@ impl Source {
 
     /// The destination has forgotten what came of the hand-over.
     pub(super) fn on_returned(&mut self) {
-        if let State::Returning { heard, .. } = &mut self.state {
-            *heard = true;
+        if let State::Returning { answered, .. } = &mut self.state {
+            *answered = true;
             self.awaited = None;
             self.go_on_after_return();
         }
@@ -74,7 +82,7 @@ impl Source {
     /// before the next round, and the disks are flushed for that: if one still hangs, the guest
     /// runs meanwhile.
     pub(super) fn go_on_after_return(&mut self) {
-        if let State::Returning { round_sent: true, saved: true, resumed: true, heard: true } =
+        if let State::Returning { round_sent: true, saved: true, resumed: true, answered: true } =
             self.state
         {
             self.measure_again();

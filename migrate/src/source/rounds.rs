@@ -83,7 +83,7 @@ impl Source {
                 self.decide();
             }
             (State::Clearing, DestinationMessage::Cleared) => self.on_cleared(),
-            (State::Returning { heard: false, .. }, DestinationMessage::Returned) => {
+            (State::Returning { answered: false, .. }, DestinationMessage::Returned) => {
                 self.on_returned();
             }
             (_, DestinationMessage::Applied { frames }) if self.outage.is_some() => {
@@ -234,7 +234,7 @@ impl Source {
     }
 
     fn note_round(&mut self, sent: &RoundSent) {
-        let elapsed = self.round.elapsed(self.now);
+        let elapsed = self.round.elapsed(self.now).saturating_sub(sent.waited);
         self.notes.add_round(Round {
             round: self.round.number,
             pages: sent.pages,
@@ -284,7 +284,7 @@ impl Source {
 
     /// Judges the last round by the downtime limit as it is now.
     fn judge(&mut self, sent: &RoundSent) -> Verdict {
-        let elapsed = self.round.elapsed(self.now);
+        let elapsed = self.round.elapsed(self.now).saturating_sub(sent.waited);
         self.estimate.judge(sent, elapsed, self.limits().downtime)
     }
 

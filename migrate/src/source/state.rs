@@ -51,8 +51,8 @@ pub(super) enum State {
     /// Waits for the last round, the flush of the disks, and the state.
     Finishing { round_sent: bool, flushed: bool, saved: bool },
     /// Waits for the guest to run on here, for what was ordered for a hand-over that is called off,
-    /// and for the destination to have heard of that.
-    Returning { round_sent: bool, saved: bool, resumed: bool, heard: bool },
+    /// and for the destination to have forgotten it.
+    Returning { round_sent: bool, saved: bool, resumed: bool, answered: bool },
     /// Waits for the remainder to be sent, or, for post-copy, to be collected; the destination may
     /// be `ready` earlier.
     Ending { ready: bool },

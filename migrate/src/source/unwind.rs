@@ -222,6 +222,9 @@ impl Source {
         if self.link.status == LinkStatus::Dialing {
             self.link.down();
         }
+        if self.may_return() {
+            self.go_back_out_of_reach();
+        }
         if self.may_reconnect() {
             return self.reconnect(detail);
         }

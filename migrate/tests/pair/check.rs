@@ -25,6 +25,7 @@ impl World {
                 Duration::from_millis(destination_ms.into()),
             ),
             What::LoseMessage => self.lose_message = true,
+            What::HoldMessage { ms } => self.hold_message = Duration::from_millis(ms.into()),
             What::LoseFrame => self.lose_frame = true,
             What::Outage { ms } => {
                 let time = Duration::from_millis(ms.into());

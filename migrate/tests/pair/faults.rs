@@ -34,6 +34,9 @@ pub(crate) enum What {
     Cut { source_ms: u32, destination_ms: u32 },
     /// The message at this point is lost, and neither side is notified.
     LoseMessage,
+    /// The message at this point arrives so many milliseconds later, and no later one of that side
+    /// before it; pages overtake them.
+    HoldMessage { ms: u32 },
     /// A chunk of memory is lost in transit.
     LoseFrame,
     /// Nothing gets through for so many milliseconds, and no connection can be made.
@@ -77,6 +80,8 @@ pub(crate) fn kinds() -> Vec<What> {
         cut(5, 9000),
         cut(9000, 5),
         What::LoseMessage,
+        What::HoldMessage { ms: 30 },
+        What::HoldMessage { ms: 1_000 },
         What::LoseFrame,
         What::Outage { ms: 20_000 },
         What::Outage { ms: 60 * HOUR_MS },
@@ -229,6 +234,7 @@ fn what() -> impl Strategy<Value = What> {
         6 => (0..9000_u32, 0..9000_u32)
             .prop_map(|(source_ms, destination_ms)| What::Cut { source_ms, destination_ms }),
         3 => Just(What::LoseMessage),
+        3 => (1..3_000_u32).prop_map(|ms| What::HoldMessage { ms }),
         1 => Just(What::LoseFrame),
         3 => (1..30_000_u32).prop_map(|ms| What::Outage { ms }),
         1 => (1..96_u32).prop_map(|hours| What::Outage { ms: hours * HOUR_MS }),

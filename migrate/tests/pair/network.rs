@@ -1,5 +1,6 @@
 //! Connections, their messages, and the two nodes, which answer for dead processes.
 
+use std::mem::take;
 use std::time::Duration;
 
 use migrate::destination;
@@ -34,7 +35,7 @@ impl World {
         let listens = self.destination.as_ref().is_some_and(|side| !side.settled);
         let far = if listens { End::Destination } else { End::DestinationNode };
         let id = self.conns.len() as u64;
-        self.conns.insert(id, Conn { near, far, broken: false, under_way: 0 });
+        self.conns.insert(id, Conn::new(near, far));
         self.note(|| format!("connection {id}: {near:?} to {far:?}"));
         if let (true, Some(destination)) = (listens, &mut self.destination) {
             destination.conn = Some(id);
@@ -54,25 +55,35 @@ impl World {
     }
 
     pub(crate) fn send_from_source(&mut self, message: &SourceMessage) {
-        self.faults_at(When::Message(self.messages));
-        self.messages += 1;
-        let Some(conn) = self.source.as_ref().and_then(|source| source.conn) else { return };
-        if std::mem::take(&mut self.lose_message) || self.now < self.outage_until {
-            return;
-        }
-        let bytes = codec::encode(message).unwrap();
-        self.after(self.scenario.latency, Happening::FromSource(conn, bytes));
+        self.send(Side::Source, codec::encode(message).unwrap());
     }
 
     pub(crate) fn send_from_destination(&mut self, message: &DestinationMessage) {
+        self.send(Side::Destination, codec::encode(message).unwrap());
+    }
+
+    /// Sends a message over the present connection of a side, unless a fault kills that side first.
+    fn send(&mut self, from: Side, message: Vec<u8>) {
         self.faults_at(When::Message(self.messages));
         self.messages += 1;
-        let Some(conn) = self.destination.as_ref().and_then(|side| side.conn) else { return };
-        if std::mem::take(&mut self.lose_message) || self.now < self.outage_until {
+        let (is_lost, held) = (take(&mut self.lose_message), take(&mut self.hold_message));
+        let id = match from {
+            Side::Source => self.source.as_ref().and_then(|source| source.conn),
+            Side::Destination => self.destination.as_ref().and_then(|side| side.conn),
+        };
+        let Some(id) = id else { return };
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if is_lost || self.now < self.outage_until {
             return;
         }
-        let bytes = codec::encode(message).unwrap();
-        self.after(self.scenario.latency, Happening::FromDestination(conn, bytes));
+        let last = conn.last_arrival.entry(from).or_default();
+        let arrives = (self.now + self.scenario.latency + held).max(*last);
+        *last = arrives;
+        let arrival = match from {
+            Side::Source => Happening::FromSource(id, message),
+            Side::Destination => Happening::FromDestination(id, message),
+        };
+        self.at(arrives, arrival);
     }
 
     /// One side closes its connection: the other side is notified after it has received everything.
@@ -83,9 +94,10 @@ impl World {
                 (self.destination.as_mut().and_then(|d| d.conn.take()), Side::Source)
             }
         };
-        if let Some(conn) = conn {
-            let delay = self.scenario.latency + Duration::from_micros(1);
-            self.after(delay, Happening::Lost(conn, other));
+        if let Some(id) = conn {
+            let last = self.conns.get(&id).and_then(|conn| conn.last_arrival.get(&side));
+            let arrives = (self.now + self.scenario.latency).max(last.copied().unwrap_or_default());
+            self.at(arrives + Duration::from_micros(1), Happening::Lost(id, other));
         }
     }
 

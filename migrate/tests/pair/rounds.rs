@@ -109,7 +109,7 @@ impl World {
             zero_pages: pages / 3,
             wire_bytes,
             dirty_pages,
-            dirty_disk_pages: 0,
+            ..RoundSent::default()
         };
         self.feed_source(source::Event::RoundSent(sent));
     }

@@ -96,13 +96,21 @@ pub(crate) enum End {
     DestinationNode,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Conn {
     pub(crate) near: End,
     pub(crate) far: End,
     pub(crate) broken: bool,
     /// Pieces of data streams that are on their way or not applied.
     pub(crate) under_way: u32,
+    /// When the last message of each side arrives: none overtakes another.
+    pub(crate) last_arrival: HashMap<Side, Duration>,
+}
+
+impl Conn {
+    pub(crate) fn new(near: End, far: End) -> Self {
+        Self { near, far, broken: false, under_way: 0, last_arrival: HashMap::new() }
+    }
 }
 
 pub(crate) enum Happening {
@@ -174,6 +182,7 @@ pub(crate) struct World {
     /// How often it has asked the guest to pause.
     pub(crate) hand_overs: u32,
     pub(crate) lose_message: bool,
+    pub(crate) hold_message: Duration,
     pub(crate) lose_frame: bool,
     pub(crate) fail_record: HashMap<Side, RecordLoss>,
     pub(crate) fail_guest: HashMap<Side, bool>,
@@ -282,6 +291,7 @@ impl World {
             turn: None,
             hand_overs: 0,
             lose_message: false,
+            hold_message: Duration::ZERO,
             lose_frame: false,
             fail_record: HashMap::new(),
             fail_guest: HashMap::new(),

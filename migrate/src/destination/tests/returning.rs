@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::phase::Phase;
-use crate::protocol::FEATURE_RETURN;
+use crate::protocol::FEATURE_RECONNECT;
 
 fn ended() -> Event {
     Event::StreamEnded { stream: 0, announced: 5, applied: 5 }
@@ -22,14 +22,6 @@ fn the_state_of_a_hand_over_that_was_called_off_is_not_loaded() {
 }
 
 #[test]
-fn an_older_source_gets_no_answer_when_it_calls_its_hand_over_off() {
-    let mut bench = Bench::receiving(1);
-    bench.destination.features = FEATURE_RETURN;
-    bench.hear(SourceMessage::Switchover);
-    assert_eq!(bench.hear(SourceMessage::Return), []);
-}
-
-#[test]
 fn there_is_no_way_back_without_a_hand_over_after_the_streams_or_for_an_older_source() {
     let is_refused = |mut bench: Bench| {
         bench.hear(SourceMessage::Return);
@@ -42,7 +34,7 @@ fn there_is_no_way_back_without_a_hand_over_after_the_streams_or_for_an_older_so
     is_refused(streams_ended);
     is_refused(Bench::loading());
     let mut older = Bench::new();
-    let features = Features::SUPPORTED.without(FEATURE_RETURN);
+    let features = Features::SUPPORTED.without(FEATURE_RECONNECT);
     older.hear(hello(Offer { features, ..Offer::ours() }));
     older.hear(prepare(guest("web-1"), 1));
     older.feed(Event::Checked(Ok(())));

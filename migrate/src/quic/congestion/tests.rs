@@ -250,7 +250,8 @@ fn after_an_outage_the_path_is_measured_again() {
 #[test]
 fn a_short_path_without_loss_is_not_paced() {
     let free = 1 << 20;
-    let mut path = FastPath { model: model(), initial_window: 10 * PACKET, free };
+    let (model, initial_window) = (model(), 10 * PACKET);
+    let mut path = FastPath { model, initial_window, free, last_acknowledged: None };
     let mut now = Instant::now();
     let window = |path: &FastPath| quinn::congestion::Controller::window(path);
     while window(&path) < free {

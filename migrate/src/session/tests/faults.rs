@@ -42,13 +42,21 @@ async fn a_connection_cut_before_the_commit_leaves_the_guest_at_the_source() {
         "source.recv.welcome",
         "source.send.prepare",
         "source.send.switchover",
-        "source.act.sendfinalround",
-        "source.send.state",
         "source.act.sendremainder",
     ] {
         let (world, guest, handle) = start(&format!("{point}:cut"), "").await;
         let outcome = assert_one_runs(&world, &guest, &handle, point).await;
         assert_eq!(outcome, Outcome::StayedAtSource, "{point}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_cut_during_the_hand_over_is_replaced_and_the_guest_moves() {
+    for point in ["source.act.sendfinalround", "source.act.savestate"] {
+        let (world, guest, handle) = start(&format!("{point}:cut"), "").await;
+        let outcome = assert_one_runs(&world, &guest, &handle, point).await;
+        assert_eq!(outcome, Outcome::Migrated, "{point}");
+        assert_eq!(in_time(handle.settled()).await.unwrap().returns, 1, "{point}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Connections that are lost while rounds are sent.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use super::cancel::slow;
@@ -138,21 +139,38 @@ async fn a_network_that_goes_silent_is_noticed_soon_and_rounds_go_on_when_it_is_
     assert!(report.transfer.wire_bytes < 5 * CHUNK_BYTES as u64 * CHUNKS as u64 / 4, "{report:?}");
 }
 
-/// The last pages fit the transport's queue, so nothing but the silence tells.
+/// Hands a guest over to a network that has this fault from the pause on. The last pages fit the
+/// transport's queue: only missing acknowledgements show it.
+async fn called_off_and_replaced(connections: u16, fault: impl Fn(&Relay) -> Arc<AtomicBool>) {
+    let (world, relay) = behind_relay();
+    let guest = FakeSource::new(8, Content::Mixed);
+    let fault = fault(&relay);
+    assert!(guest.silenced.fault.set(fault.clone()).is_ok());
+    let session = SourceSession { connections: Some(connections), ..world.session() };
+    let handle = world.start_with(session, &guest, Failpoints::default());
+    until_out_of_reach(&handle).await;
+    assert!(guest.is_running());
+    fault.store(false, SeqCst);
+    let report = world.assert_migrated(&guest, &handle).await;
+    assert_eq!((report.returns, reconnections(&report)), (1, 1), "{report:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_over_into_a_silent_network_is_called_off_and_the_connection_replaced() {
-    for connections in [1, 3] {
-        let (world, relay) = behind_relay();
-        let guest = FakeSource::new(8, Content::Mixed);
-        assert!(guest.silenced.relay.set(relay.clone()).is_ok());
-        let session = SourceSession { connections: Some(connections), ..world.session() };
-        let handle = world.start_with(session, &guest, Failpoints::default());
-        until_out_of_reach(&handle).await;
-        assert!(guest.is_running());
-        relay.silent.store(false, SeqCst);
-        let report = world.assert_migrated(&guest, &handle).await;
-        assert_eq!((report.returns, reconnections(&report)), (1, 1), "{report:?}");
-    }
+    called_off_and_replaced(1, |relay| relay.silent.clone()).await;
+    called_off_and_replaced(3, |relay| relay.silent.clone()).await;
+}
+
+/// The destination repeats its last acknowledgement in everything that it sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_to_a_destination_that_only_sends_is_called_off_and_the_connection_replaced() {
+    called_off_and_replaced(1, |relay| relay.deaf.clone()).await;
+}
+
+/// What comes over the others is acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_whose_control_stream_is_dead_is_called_off_and_the_connection_replaced() {
+    called_off_and_replaced(3, |relay| relay.first_deaf.clone()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,21 +4,26 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
-
 use tokio::net::UdpSocket;
 
 use super::super::limiter::Limiter;
+use super::super::liveness::FRESH;
 use super::world::LOOPBACK;
 
 /// Forwards datagrams between the sockets of a source and one process until it is silenced.
 #[derive(Clone, Default)]
 pub(super) struct Relay {
     pub(super) silent: Arc<AtomicBool>,
+    /// Whether nothing reaches the process, while what it sends still arrives.
+    pub(super) deaf: Arc<AtomicBool>,
+    /// The same of what the first of the source's sockets sends.
+    pub(super) first_deaf: Arc<AtomicBool>,
     /// Bytes per second forwarded to the process; 0 for no limit.
     pub(super) bytes_per_second: u64,
     /// Number of the source's sockets by now.
     pub(super) sockets: Arc<AtomicUsize>,
+    /// Port of the first one.
+    pub(super) first_port: Arc<AtomicUsize>,
     /// Address from which the process hears the source; [`LOOPBACK`] if none.
     pub(super) from: Option<IpAddr>,
 }
@@ -53,19 +58,27 @@ impl Relay {
                 let there = bind(SocketAddr::new(self.from.unwrap_or(LOOPBACK), 0));
                 let silent = self.silent.clone();
                 tokio::spawn(pass_back(there.clone(), here.clone(), from, silent));
-                self.sockets.fetch_add(1, SeqCst);
+                if self.sockets.fetch_add(1, SeqCst) == 0 {
+                    self.first_port.store(from.port().into(), SeqCst);
+                }
                 there
             });
             link.take(length).await;
+            let is_first = || self.first_port.load(SeqCst) == usize::from(from.port());
+            if self.deaf.load(SeqCst) || (self.first_deaf.load(SeqCst) && is_first()) {
+                continue;
+            }
             let _ = there.send_to(&bytes[..length], process).await;
         }
     }
 }
 
-/// A network that falls silent when a guest is paused for its first hand-over, after a dry run.
+/// A fault of the network that begins when a guest is paused for its first hand-over, after a dry
+/// run.
 #[derive(Default)]
 pub(super) struct SilencedByPause {
-    pub(super) relay: OnceLock<Relay>,
+    /// The flag of a [`Relay`].
+    pub(super) fault: OnceLock<Arc<AtomicBool>>,
     pauses: AtomicUsize,
 }
 
@@ -73,10 +86,10 @@ impl SilencedByPause {
     /// Takes note of a pause.
     pub(super) fn on_pause(&self) {
         let earlier = self.pauses.fetch_add(1, SeqCst);
-        if let Some(relay) = self.relay.get().filter(|_| earlier == 1) {
-            relay.silent.store(true, SeqCst);
-            // What is under way arrives.
-            std::thread::sleep(Duration::from_millis(300));
+        if let Some(fault) = self.fault.get().filter(|_| earlier == 1) {
+            fault.store(true, SeqCst);
+            // A pause so long that no acknowledgement from before it counts.
+            std::thread::sleep(3 * FRESH);
         }
     }
 }

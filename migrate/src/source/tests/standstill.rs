@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::decisions::Decided;
-use crate::protocol::{FEATURE_RECONNECT, FEATURE_RETURN};
+use crate::protocol::FEATURE_RECONNECT;
 
 /// Twice the default downtime limit of 300 ms, plus a second.
 const ALLOWED: Duration = Duration::from_millis(1600);
@@ -20,7 +20,7 @@ fn pausing() -> (Bench, Duration) {
 /// As [`pausing`], with a destination that knows the way back.
 fn pausing_with_way_back() -> (Bench, Duration) {
     let (mut bench, asked) = pausing();
-    bench.source.features = FEATURE_RETURN;
+    bench.source.features = FEATURE_RECONNECT;
     (bench, asked)
 }
 
@@ -147,6 +147,7 @@ fn a_hand_over_that_takes_too_long_goes_back_to_rounds_and_is_tried_again() {
     let decided = bench.source.progress(bench.now).decisions.pop().unwrap().what;
     let waited_for = "its disks were still being flushed".to_owned();
     assert_eq!(decided, Decided::CalledOff { allowed_seconds: 1.6, waited_for });
+    assert_eq!(bench.hear(DestinationMessage::Returned), []);
     assert_eq!(
         bench.feed(Event::Resumed(Ok(()))),
         [Action::Record(SourceState::Undecided)],
@@ -172,6 +173,7 @@ fn rounds_go_on_only_when_nothing_of_the_hand_over_is_under_way() {
     bench.feed(Event::Paused { was: RunState::Running });
     bench.feed(Event::Flushed { attempt: 0 });
     assert_eq!(time_is_over(&mut bench), RETURN);
+    assert_eq!(bench.hear(DestinationMessage::Returned), []);
     assert_eq!(bench.feed(Event::StateSaved { state: vec![1] }), [], "it is not sent");
     assert_eq!(bench.feed(Event::Resumed(Ok(()))), []);
     let measured = bench.feed(Event::RoundSent(RoundSent::default()));
@@ -181,7 +183,6 @@ fn rounds_go_on_only_when_nothing_of_the_hand_over_is_under_way() {
 /// A hand-over that is called off, of which nothing is under way here any more.
 fn returning_unanswered() -> Bench {
     let (mut bench, _) = pausing_with_way_back();
-    bench.source.features = FEATURE_RETURN.with(FEATURE_RECONNECT);
     bench.feed(Event::Paused { was: RunState::Running });
     bench.feed(Event::StateSaved { state: vec![1] });
     bench.feed(Event::RoundSent(RoundSent::default()));
@@ -208,10 +209,57 @@ fn a_destination_that_does_not_forget_a_hand_over_is_not_waited_for_for_ever() {
     assert!(!actions.contains(&Action::ResumeGuest), "it runs: {actions:?}");
 }
 
+/// The answer is lost with the connection: `Continue` has the destination forget the hand-over.
+#[test]
+fn a_loss_makes_up_for_the_answer_of_a_destination_that_is_to_forget_a_hand_over() {
+    let mut bench = returning_unanswered();
+    assert_eq!(bench.feed(lost()), [Action::Record(SourceState::Undecided)]);
+    assert_eq!(bench.feed(Event::Recorded), [Action::Probe]);
+    assert_eq!(bench.feed(Event::Probed(Probe::default())), [], "the destination is out of reach");
+}
+
+/// One that was not asked, or answers twice.
+#[test]
+fn a_destination_that_forgets_a_hand_over_for_no_reason_is_not_trusted() {
+    let is_refused = |mut bench: Bench| {
+        let actions = bench.hear(DestinationMessage::Returned);
+        assert!(matches!(&actions[0], Action::Send(SourceMessage::Abort(_))), "{actions:?}");
+    };
+    is_refused(Bench::copying());
+    is_refused(pausing_with_way_back().0);
+    let mut answered = returning_unanswered();
+    answered.hear(DestinationMessage::Returned);
+    is_refused(answered);
+    let mut committed = Bench::awaiting_ready();
+    committed.hear(DestinationMessage::Ready { load_us: 1 });
+    committed.feed(Event::Recorded);
+    assert_eq!(committed.hear(DestinationMessage::Returned), [Action::Disconnect]);
+}
+
+#[test]
+fn a_hand_over_whose_connection_is_lost_goes_back_to_rounds() {
+    for saved_first in [true, false] {
+        let (mut bench, _) = pausing_with_way_back();
+        bench.feed(Event::Paused { was: RunState::Running });
+        let saved = Event::StateSaved { state: vec![1] };
+        if saved_first {
+            bench.feed(saved.clone());
+        }
+        assert_eq!(bench.feed(lost()), [Action::ResumeGuest]);
+        if !saved_first {
+            assert_eq!(bench.feed(saved), [], "it is not sent");
+        }
+        let resumed = bench.feed(Event::Resumed(Ok(())));
+        assert_eq!(resumed, [Action::Record(SourceState::Undecided)]);
+        assert_eq!(time_is_over(&mut bench), [Action::Reconnect]);
+        let decided = bench.source.progress(bench.now).decisions.pop().unwrap().what;
+        assert!(matches!(decided, Decided::Disconnected { .. }), "{decided:?}");
+    }
+}
+
 /// A hand-over that is called off, and whose connection is lost then.
 fn returning_out_of_reach() -> Bench {
-    let (mut bench, _) = pausing();
-    bench.source.features = FEATURE_RETURN.with(FEATURE_RECONNECT);
+    let (mut bench, _) = pausing_with_way_back();
     bench.feed(Event::Paused { was: RunState::Running });
     assert_eq!(time_is_over(&mut bench), RETURN);
     assert_eq!(bench.feed(lost()), []);
@@ -268,6 +316,7 @@ fn a_third_hand_over_that_takes_too_long_is_the_last() {
         }
         assert_eq!(actions, RETURN);
         bench.feed(Event::Resumed(Ok(())));
+        bench.hear(DestinationMessage::Returned);
         bench.feed(Event::Recorded);
         bench.feed(Event::Probed(Probe::default()));
         bench.feed(Event::RoundSent(RoundSent::default()));
