@@ -85,7 +85,8 @@ pub struct Report {
     /// Total time that the guest was paused in those dry runs. Not part of the downtime.
     #[serde(default)]
     pub dry_run_seconds: f64,
-    /// How often a hand-over took too long and was called off: the guest ran on at the source.
+    /// How often a hand-over took too long, or lost its connection, and was called off: the guest
+    /// ran on at the source.
     #[serde(default)]
     pub returns: u32,
     /// Total time that the guest was paused in those hand-overs. Not part of the downtime.
@@ -205,7 +206,7 @@ pub struct Round {
     pub zero_pages: u64,
     /// Bytes handed to the transport.
     pub wire_bytes: u64,
-    /// Duration of the round.
+    /// Duration of the round, without the time spent waiting for an acknowledgement at its end.
     pub seconds: f64,
     /// Pages that were dirty at its end.
     pub dirty_pages: u64,

@@ -57,7 +57,7 @@ pub enum SourceMessage {
     },
     /// The hand-over took too long and is called off: the guest runs on at the source, rounds go
     /// on, and another `Switchover` follows. Sent only before the data streams end, and if both
-    /// sides have [`super::FEATURE_RETURN`].
+    /// sides have [`super::FEATURE_RECONNECT`].
     Return,
     /// Pages that the destination lacks, or of which its copy is out of date: it drops them, and
     /// fetches them after the hand-over. Sent twice, if both sides have

@@ -32,6 +32,8 @@ pub const FEATURE_DISKS: Features = Features(2);
 /// The source may send the port of its host's node.
 pub const FEATURE_NODE: Features = Features(4);
 
+// Bit 8 meant that the source may call a hand-over off, without an answer.
+
 /// The guest may run at the destination before all of its memory is there. Not among
 /// [`Features::SUPPORTED`]: a side offers it if its host can do it.
 pub const FEATURE_POSTCOPY: Features = Features(16);

@@ -80,7 +80,7 @@ struct FastPath {
 
 /// Returns when the peer last acknowledged a packet that it had not acknowledged before; none if it
 /// has not since the connection has its present path. (A peer that receives nothing any more may
-/// repeat its last acknowledgement in each packet: frames with acknowledgements tell nothing.)
+/// repeat its last acknowledgement in each packet: the number of ACK frames proves nothing.)
 pub(crate) fn last_acknowledged(connection: &Connection) -> Option<Instant> {
     connection.congestion_state().into_any().downcast::<FastPath>().ok()?.last_acknowledged
 }

@@ -325,8 +325,7 @@ impl Work {
 
     async fn remainder(&mut self, round: u32) -> Result<FinalSent, StreamSendError> {
         self.collect()?;
-        // The flush of the disks may have taken long.
-        let (sent, _) = self.send_acknowledged(round, Follow::Nothing).await?;
+        let sent = self.send_dirty(round, Follow::Nothing).await?;
         self.end(round).await?;
         let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
         Ok(FinalSent { pages, zero_pages, wire_bytes: sent.wire_bytes })

@@ -49,7 +49,7 @@ pub enum Event {
     /// Totals of the data streams since the migration began; reported about ten times a second.
     Transferred(Transfer),
     /// Answer to [`super::Action::SendRound`] and [`super::Action::SendFinalRound`]: the round's
-    /// pages are handed to the transport.
+    /// pages are handed to the transport, which still reaches the destination.
     RoundSent(RoundSent),
     /// Answer to [`super::Action::Throttle`].
     Throttled(Throttled),
@@ -137,8 +137,8 @@ pub struct RoundSent {
     pub dirty_pages: u64,
     /// Pages of disks among the dirty ones.
     pub dirty_disk_pages: u64,
-    /// Time in which all of it was handed to the transport, and nothing acknowledged: it tells
-    /// nothing about the bandwidth.
+    /// Time spent waiting for an acknowledgement after everything was handed to the transport; not
+    /// counted for the bandwidth.
     pub waited: Duration,
 }
 

@@ -23,7 +23,7 @@ const RETURNS_MAX: u32 = 2;
 
 impl Source {
     /// Returns whether a hand-over may be called off without the migration.
-    pub(super) fn may_return(&self) -> bool {
+    pub(crate) fn may_return(&self) -> bool {
         matches!(self.state, State::Finishing { .. })
             && self.run_state == RunState::Running
             && self.postcopy != Postcopy::Begun

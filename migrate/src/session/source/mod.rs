@@ -423,7 +423,7 @@ impl Driver {
 
     fn lost(&mut self, detail: &str) -> Next {
         self.server = None;
-        if self.machine.phase() <= Phase::Precopy {
+        if self.machine.phase() <= Phase::Precopy || self.machine.may_return() {
             // Streams on what is left of it must not wait any longer.
             self.line.cut("another of its connections or streams is lost");
         }
