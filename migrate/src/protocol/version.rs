@@ -48,8 +48,8 @@ pub const FEATURE_PCI: Features = Features(64);
 /// pages and the state.
 pub const FEATURE_EARLY_COMMIT: Features = Features(128);
 
-/// The source may call a hand-over off and go on with rounds. A connection that is lost while rounds
-/// are sent may be replaced: both sides keep what they have.
+/// The source may call a hand-over off and go on with rounds. A connection that is lost while
+/// rounds are sent may be replaced: both sides keep what they have.
 pub const FEATURE_RECONNECT: Features = Features(256);
 
 /// Features that may be used if both sides have them: a set of bits. Unknown bits are ignored.
