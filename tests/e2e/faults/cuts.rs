@@ -5,9 +5,6 @@ use super::scene::Scene;
 
 in_each_phase!(connection_cut: connect prepare precopy switchover remainder ready commit resume);
 
-/// Points after which the source reconnects, although nothing is committed.
-const REPAIRED: [&str; 2] = ["source.act.sendround", "source.act.savestate"];
-
 /// Before the commit, the guest continues at the source; while rounds are sent, before the last
 /// pages are on their way, and after the commit, the source reconnects and the migration completes.
 fn connection_cut(phase: &Phase) {
@@ -15,7 +12,7 @@ fn connection_cut(phase: &Phase) {
     scene.migrate();
     let outcome = scene.take_migration().finish();
     match phase.owner {
-        Owner::Source if !REPAIRED.contains(&phase.cut) => {
+        Owner::Source if !phase.is_repaired() => {
             outcome.stayed(&["connection", phase.name]);
             scene.runs_only_on(&scene.pair.a);
             scene.another_migration_succeeds();

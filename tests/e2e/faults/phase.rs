@@ -45,6 +45,14 @@ pub(super) struct Phase {
     pub(super) owner: Owner,
 }
 
+impl Phase {
+    /// Whether the source goes on with rounds once it reaches the destination again: it does until
+    /// the last pages are on their way.
+    pub(super) fn is_repaired(&self) -> bool {
+        ["source.act.sendround", "source.act.savestate"].contains(&self.cut)
+    }
+}
+
 pub(super) fn connect() -> Phase {
     let point = "source.send.hello";
     Phase { name: "connect", side: Side::Source, point, cut: point, owner: Owner::Source }
