@@ -30,7 +30,7 @@ fn destination_killed(phase: &Phase) {
         outcome.ok();
         return guest_is_gone(&scene.pair.hosts(), GUEST);
     }
-    // A hand-over whose connection is lost is called off before the destination is known to be dead.
+    // The hand-over is called off before the destination is known to be dead.
     outcome.stayed(&["b", if phase.is_repaired() { "precopy" } else { phase.name }]);
     scene.runs_only_on(&scene.pair.a);
     scene.another_migration_succeeds();
