@@ -266,8 +266,8 @@ impl Work {
             for (stream, (last, before)) in self.last_frames().iter().zip(&before).enumerate() {
                 needed[stream % connections.len()] |= last != before;
             }
-            let is_enough = |alive: &[bool]| needed.iter().zip(alive).all(|(it, is)| !it || *is);
-            acknowledged(connections, is_enough, began).await?
+            let all = |alive: &[bool]| needed.iter().zip(alive).all(|(needed, is)| !needed || *is);
+            acknowledged(connections, all, began).await?
         };
         Ok((sent, waited))
     }
