@@ -88,9 +88,10 @@ impl Phase {
 const CONNECT: Phase = undecided("connect", "source.recv.welcome", NONE);
 const PREPARE: Phase = undecided("prepare", "source.recv.prepared", "loading");
 const PRECOPY: Phase = undecided("precopy", "source.data.pages", "loading");
+/// The order to send the last pages is skipped, which a loss makes up for.
 const SWITCHOVER: Phase = Phase {
     records: ["committed", "loading"],
-    ..undecided("switchover", "source.act.savestate", "loading")
+    ..undecided("switchover", "source.act.sendfinalround", "loading")
 };
 /// The source waits for a destination of a release without early commits.
 const READY: Phase = undecided("ready", "source.recv.ready", "ready");

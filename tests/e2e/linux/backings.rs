@@ -25,7 +25,9 @@ fn linux_on_huge_pages_of_the_pool_moves_to_such_pages() {
     Migration::run(&pair.a, "db", &pair.b).ok();
     let after = CheckConsole::of(&pair.b, "db", MIB * 256).line();
     after.follows(&before);
-    assert_eq!(Pool::free(), free - 64, "it has such pages there, and none here");
+    wait::until("it has such pages there, and none here", || {
+        wait::holds(Pool::free() == free - 64, Pool::free())
+    });
     nothing_left_behind(&pair.hosts());
 }
 
