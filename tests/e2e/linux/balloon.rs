@@ -23,6 +23,10 @@ const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 const LITTER_MIB: u64 = 32;
 const FOUND_MIB: u64 = 16;
 const PAGES_PER_MIB: u64 = 256;
+/// Free memory that Linux does not count as such: with huge pages but without hugetlbfs, the last
+/// block of 4 MiB that was freed waits on the free list of its CPU (`pcp_allowed_order` in
+/// mm/page_alloc.c) for the next that needs one. The rest is for what the guest does meanwhile.
+const UNCOUNTED_BYTES: u64 = 5 << 20;
 /// Limit on the number of migrations; two with hints are enough.
 const MIGRATIONS_MAX: usize = 8;
 
@@ -153,7 +157,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
         last = now;
         wait::within(BALLOON_PATIENCE, "linux has its free memory back", || {
             let free = free_bytes(hosts[0]);
-            wait::holds(free + (4 << 20) > free_before, format!("{free} of {free_before}"))
+            wait::holds(free + UNCOUNTED_BYTES > free_before, format!("{free} of {free_before}"))
         });
         hinted_enough += u32::from(hinted >= FOUND_MIB * PAGES_PER_MIB);
         if hinted_enough == 2 {
