@@ -4,7 +4,8 @@
 //! leaves this host any more. A source that commits then leaves the guest paused until the hosts
 //! reach each other. So a round in which anything is sent, and the last one in any case, is over
 //! only when the destination has acknowledged something since it began, or shortly before: on each
-//! connection that carries pages of it, and in the end on the control stream's.
+//! connection that carries pages of it, and in the end on the control stream's. The same holds for
+//! the ends of all streams, which may come long after the last round.
 
 use std::time::Duration;
 

@@ -254,22 +254,31 @@ impl Work {
     ) -> Result<(Transfer, Duration), StreamSendError> {
         let (began, before) = (Instant::now(), self.last_frames());
         let sent = self.send_dirty(round, follow).await?;
-        let connections = &self.route.connections;
         // In the end the guest's state is sent beside the pages, even if there are none.
         let is_last = matches!(follow, Follow::Nothing);
-        let waited = if self.route.are_links {
-            // Each page is acknowledged, and the control stream moves to a link that works.
-            acknowledged(connections, |alive| !is_last || alive.contains(&true), began).await?
-        } else {
-            let mut needed = vec![false; connections.len()];
-            needed[0] = is_last;
-            for (stream, (last, before)) in self.last_frames().iter().zip(&before).enumerate() {
-                needed[stream % connections.len()] |= last != before;
-            }
-            let all = |alive: &[bool]| needed.iter().zip(alive).all(|(needed, is)| !needed || *is);
-            acknowledged(connections, all, began).await?
-        };
+        let mut needed = vec![false; self.route.connections.len()];
+        needed[0] = is_last;
+        for (stream, (last, before)) in self.last_frames().iter().zip(&before).enumerate() {
+            let connection = stream % needed.len();
+            needed[connection] |= last != before;
+        }
+        let waited = self.acknowledged(&needed, began).await?;
         Ok((sent, waited))
+    }
+
+    /// Waits until the destination has acknowledged something on each of the `needed` connections
+    /// since `began`, or shortly before; returns how long. Of several links, one is enough: each of
+    /// their pages is acknowledged, and the control stream moves to a link that works.
+    async fn acknowledged(
+        &self,
+        needed: &[bool],
+        began: Instant,
+    ) -> Result<Duration, StreamSendError> {
+        let are_enough = |alive: &[bool]| match self.route.are_links {
+            true => !needed.contains(&true) || alive.contains(&true),
+            false => needed.iter().zip(alive).all(|(needed, is)| !needed || *is),
+        };
+        acknowledged(&self.route.connections, are_enough, began).await
     }
 
     /// Returns the number of the last frame of each data stream.
@@ -324,9 +333,12 @@ impl Work {
     }
 
     async fn remainder(&mut self, round: u32) -> Result<FinalSent, StreamSendError> {
+        let began = Instant::now();
         self.collect()?;
         let sent = self.send_dirty(round, Follow::Nothing).await?;
         self.end(round).await?;
+        // The link may have died while the disks were flushed. Each stream's end is acknowledged.
+        self.acknowledged(&vec![true; self.route.connections.len()], began).await?;
         let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
         Ok(FinalSent { pages, zero_pages, wire_bytes: sent.wire_bytes })
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use super::super::liveness::FRESH;
 use super::cancel::slow;
 use super::memory::Content;
 use super::relay::Relay;
@@ -11,7 +12,7 @@ use super::world::{FakeSource, World, in_time, reach};
 use crate::decisions::DecisionKind;
 use crate::failpoint::Failpoints;
 use crate::guest::SourceGuest;
-use crate::limits::LimitsChange;
+use crate::limits::{Limits, LimitsChange};
 use crate::memory::{CHUNK_BYTES, PAGES_PER_CHUNK};
 use crate::phase::Phase;
 use crate::progress::Progress;
@@ -171,6 +172,38 @@ async fn a_hand_over_to_a_destination_that_only_sends_is_called_off_and_the_conn
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_over_whose_control_stream_is_dead_is_called_off_and_the_connection_replaced() {
     called_off_and_replaced(3, |relay| relay.first_deaf.clone()).await;
+}
+
+/// The last round was acknowledged before. Without another check the source commits, and the guest
+/// is paused until the network is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_dies_during_the_last_flush_does_not_keep_the_guest_paused() {
+    for connections in [1, 3] {
+        let (world, relay) = behind_relay();
+        let guest = FakeSource::new(8, Content::Mixed);
+        guest.set_stuck(true);
+        let limits = Limits { downtime: Duration::from_secs(2), ..Limits::default() };
+        let session = SourceSession { limits, connections: Some(connections), ..world.session() };
+        let handle = world.start(session, &guest);
+        in_time(async {
+            while guest.is_running() || !guest.is_hanging() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        // For the last round, and then so long that no acknowledgement of it counts.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        relay.silent.store(true, SeqCst);
+        tokio::time::sleep(3 * FRESH).await;
+        guest.set_stuck(false);
+        let report = in_time(handle.reported()).await.unwrap();
+        assert!(guest.is_running(), "{report:?}");
+        // Before the loss of the connection is noticed.
+        assert_eq!(report.error.as_ref().unwrap().reason, Reason::Downtime, "{report:?}");
+        assert_eq!(report.returns, 0, "{report:?}");
+        relay.silent.store(false, SeqCst);
+        world.assert_stayed(&guest, &handle).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
