@@ -28,10 +28,13 @@ impl Destination {
     /// Parses `HOST`, `HOST:PORT`, `[IPv6]:PORT` or a bare IPv6 address.
     ///
     /// # Errors
-    /// If the host is missing, or the port is not a number from 1 to 65535.
+    /// If it is a URI, the host is missing, or the port is not a number from 1 to 65535.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         if let Ok(address) = text.parse::<std::net::IpAddr>() {
             return Ok(Self { host: address.to_string(), port: NODE_PORT });
+        }
+        if text.contains("://") {
+            bail!("`{text}` is a URI: write HOST or HOST:PORT");
         }
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, "")) => (host, None),

@@ -19,10 +19,11 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -102,7 +103,7 @@ impl StateDir {
         let of_root = Path::new("/var/lib/lighter");
         let root = match (named, Self::own_root()) {
             (Some(named), _) => named.to_owned(),
-            _ if nix::unistd::geteuid().is_root() => of_root.to_owned(),
+            _ if Uid::effective().is_root() => of_root.to_owned(),
             (None, Some(own)) if access == Access::Full || own.exists() => own,
             (None, _) if access == Access::ReadOnly => of_root.to_owned(),
             (None, _) => bail!("no home folder: name one with --state-dir"),
@@ -237,9 +238,13 @@ impl StateDir {
     /// pass through to the sockets meant for them.
     ///
     /// # Errors
-    /// If a folder or file cannot be created.
+    /// If a folder or file cannot be created, or if other users may write to the folder: their
+    /// links would be followed.
     pub(crate) fn create(&self) -> Result<()> {
         create(&self.root, PASSAGE)?;
+        let found = fs::metadata(&self.root).map_err(|error| error.to_string());
+        let checked = found.and_then(|it| check_owner(it.uid(), it.mode(), Uid::effective()));
+        checked.map_err(|why| anyhow!("the state folder {} {why}", self.root.display()))?;
         create(&self.guests(), LISTED)?;
         let inside = [
             self.migrations(),
@@ -494,6 +499,8 @@ pub(crate) struct GuestIdentity {
 const PASSAGE: u32 = 0o711;
 /// Mode of a folder that all users may list.
 const LISTED: u32 = 0o755;
+/// The bit of a mode that lets all users write.
+const WRITABLE_BY_ALL: u32 = 0o002;
 
 fn create_private(folder: &Path) -> Result<()> {
     create(folder, 0o700)
@@ -504,6 +511,22 @@ fn create_private(folder: &Path) -> Result<()> {
 fn create(folder: &Path, mode: u32) -> Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
     made.with_context(|| format!("cannot create the folder {}", folder.display()))
+}
+
+/// Checks that only `user` and root may write to a folder with this owner and mode.
+///
+/// # Errors
+/// Why that is not so.
+fn check_owner(owner: u32, mode: u32, user: Uid) -> Result<(), String> {
+    if ![0, user.as_raw()].contains(&owner) {
+        return Err(format!(
+            "belongs to another user (UID {owner}): name another with --state-dir"
+        ));
+    }
+    match mode & WRITABLE_BY_ALL {
+        0 => Ok(()),
+        _ => Err("may be written to by all users: `chmod o-w` it".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `--seed USER-DATA[,meta-data=FILE][,network-config=FILE]`, and `seed` in a guest's file.
+//! `--seed [USER-DATA][,meta-data=FILE][,network-config=FILE]`, and `seed` in a guest's file.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SeedArg {
     /// User data: cloud-config, a script, or another form that cloud-init knows.
-    pub(crate) user_data: PathBuf,
+    pub(crate) user_data: Option<PathBuf>,
     /// Meta data; generated when absent.
     pub(crate) meta_data: Option<PathBuf>,
     /// Network configuration; cloud-init decides when absent.
@@ -20,8 +20,8 @@ pub(crate) struct SeedArg {
 impl SeedArg {
     /// Returns the files.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
-        let further = [&self.meta_data, &self.network_config].into_iter().flatten();
-        [&self.user_data].into_iter().chain(further).map(PathBuf::as_path)
+        let files = [&self.user_data, &self.meta_data, &self.network_config];
+        files.into_iter().flatten().map(PathBuf::as_path)
     }
 }
 
@@ -29,25 +29,20 @@ impl FromStr for SeedArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let user_data = PathBuf::from(parts.next().unwrap_or_default());
-        if user_data.as_os_str().is_empty() {
-            return Err("a seed needs a file with user data".to_owned());
-        }
-        let mut seed = Self { user_data, meta_data: None, network_config: None };
-        for option in parts {
-            let (place, file) = match option.split_once('=') {
+        let mut seed = Self { user_data: None, meta_data: None, network_config: None };
+        for (index, part) in text.split(',').enumerate() {
+            let (place, file) = match part.split_once('=') {
                 Some(("meta-data", file)) => (&mut seed.meta_data, file),
                 Some(("network-config", file)) => (&mut seed.network_config, file),
+                _ if index == 0 => (&mut seed.user_data, part),
                 _ => {
                     return Err(format!(
-                        "`{option}` is not an option of a seed: meta-data=FILE, \
-                         network-config=FILE"
+                        "`{part}` is not an option of a seed: meta-data=FILE, network-config=FILE"
                     ));
                 }
             };
             if file.is_empty() || place.is_some() {
-                return Err(format!("`{option}`: each option of a seed has one file"));
+                return Err(format!("`{part}`: each part of a seed is one file"));
             }
             *place = Some(file.into());
         }
@@ -77,10 +72,15 @@ mod tests {
     #[test]
     fn a_seed_is_a_file_with_further_ones() {
         let seed: SeedArg = "u.yaml,network-config=n.yaml".parse().unwrap();
-        assert_eq!((seed.user_data.to_str(), &seed.meta_data), (Some("u.yaml"), &None));
+        assert_eq!(
+            (seed.user_data.as_deref(), &seed.meta_data),
+            (Some(Path::new("u.yaml")), &None)
+        );
         assert_eq!(seed.files().collect::<Vec<_>>(), [Path::new("u.yaml"), Path::new("n.yaml")]);
+        let seed: SeedArg = "network-config=n.yaml,meta-data=m".parse().unwrap();
+        assert_eq!(seed.files().collect::<Vec<_>>(), [Path::new("m"), Path::new("n.yaml")]);
         for (wrong, word) in [
-            ("", "user data"),
+            ("", "one file"),
             ("u,vendor=x", "`vendor=x`"),
             ("u,ro", "`ro`"),
             ("u,meta-data=", "one file"),

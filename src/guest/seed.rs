@@ -26,7 +26,8 @@ pub(super) fn seed(spec: &GuestSpec, name: &GuestName) -> Result<Option<SeedConf
         return Ok(None);
     }
     let files = spec.seed.as_ref();
-    let user_data = files.map(|files| read("user data", &files.user_data)).transpose()?;
+    let user_data = files.and_then(|files| files.user_data.as_ref());
+    let user_data = user_data.map(|file| read("user data", file)).transpose()?;
     let given = files.and_then(|files| files.meta_data.as_ref());
     let network = files.and_then(|files| files.network_config.as_ref());
     let mut documents = vec![("user-data", user_data.unwrap_or_default())];

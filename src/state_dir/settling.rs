@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use migrate::record::{RecordError, RecordStore};
 use uuid::Uuid;
 
@@ -49,7 +49,7 @@ impl StateDir {
     /// and folders of guests that are gone.
     ///
     /// # Errors
-    /// If a file or folder cannot be created.
+    /// If a file or folder cannot be created, or if another live guest has the UUID.
     pub(crate) fn prepare_guest(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
         let folder = self.identities();
         // One start at a time: another start may check whether a name is free while this one takes
@@ -57,6 +57,11 @@ impl StateDir {
         let turn = fs::File::open(&folder).and_then(|turn| turn.lock().map(|()| turn));
         let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
         self.forget_uuids_of_the_gone()?;
+        if let Some(other) = self.owner_of(uuid).filter(|owner| owner != name) {
+            bail!(
+                "the guest {other} here has the UUID {uuid} already: no two guests have the same"
+            );
+        }
         let definitions = self.definitions();
         // A definition that cannot be read counts as defined.
         self.ended().tidy(|guest| !matches!(definitions.find(guest), Ok(None)));
@@ -104,6 +109,13 @@ impl StateDir {
             }
         }
         Ok(())
+    }
+
+    /// Returns the guest that has the UUID, if one that may be live does.
+    fn owner_of(&self, uuid: Uuid) -> Option<GuestName> {
+        let files = fs::read_dir(self.identities()).into_iter().flatten().flatten();
+        let names = files.filter_map(|file| file.path().file_stem()?.to_str()?.parse().ok());
+        names.into_iter().find(|name| self.read_uuid(name).is_ok_and(|its| its == uuid))
     }
 
     /// Removes empty folders that [`Self::prepare_guest`] has created, if no process may need them.

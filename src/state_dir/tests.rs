@@ -26,6 +26,35 @@ fn a_name_is_taken_until_its_claim_is_dropped() {
 }
 
 #[test]
+fn no_two_live_guests_have_one_uuid() {
+    let (_folder, state) = StateDir::temporary();
+    let (web, db, uuid) = (name("web"), name("db"), Uuid::from_u128(5));
+    let claim = state.guest(&web).claim().unwrap();
+    state.prepare_guest(&web, uuid).unwrap();
+    state.prepare_guest(&web, uuid).unwrap();
+    let error = state.prepare_guest(&db, uuid).unwrap_err().to_string();
+    assert!(error.contains("the guest web here has the UUID"), "{error}");
+    state.prepare_guest(&db, Uuid::from_u128(6)).unwrap();
+    drop(claim);
+    state.prepare_guest(&db, uuid).unwrap();
+}
+
+#[test]
+fn a_folder_in_which_others_could_plant_links_is_refused() {
+    let (root, user, other) = (Uid::from_raw(0), Uid::from_raw(1000), 1001);
+    for (owner, mode, user) in [(0, 0o711, root), (0, 0o755, user), (1000, 0o775, user)] {
+        assert_eq!(check_owner(owner, mode, user), Ok(()), "{owner} {mode:o}");
+    }
+    for (owner, mode, user) in [(1000, 0o711, root), (other, 0o711, user), (0, 0o1777, root)] {
+        assert!(check_owner(owner, mode, user).is_err(), "{owner} {mode:o}");
+    }
+    let (folder, state) = StateDir::temporary();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let error = state.create().unwrap_err().to_string();
+    assert!(error.contains("may be written to by all users: `chmod o-w` it"), "{error}");
+}
+
+#[test]
 fn a_start_waits_for_one_that_removes_what_a_dead_process_has_left() {
     let (_folder, state) = StateDir::temporary();
     let guest = &state.guest(&name("web"));

@@ -56,10 +56,16 @@ pub(super) fn text(
     let sizes = [measured.memory_pages, measured.disk_pages].map(|pages| pages * PAGE_BYTES);
     let what = if sizes[1] > 0 { "guest memory and disks" } else { "guest memory" };
     let size = format_size(sizes.iter().sum());
-    lines.push(("Sent", format!("{} for {size} of {what}", format_size(forecast.wire_bytes))));
-    let others = estimate.alternatives.iter().map(alternative);
+    if forecast.rounds > 0 {
+        lines.push(("Sent", format!("{} for {size} of {what}", format_size(forecast.wire_bytes))));
+    }
+    let longer = estimate.without_timeout.as_ref().and_then(with_longer_timeout);
+    // If time is all that it lacks, nothing else would help.
+    let lacks_time = longer.is_some();
+    let others = estimate.alternatives.iter().filter(|other| other.arrives || !lacks_time);
     let later = estimate.converging_share.map(at_another_time);
-    lines.extend(others.chain(later).map(|text| ("Otherwise", text)));
+    let others = longer.into_iter().chain(others.map(alternative)).chain(later);
+    lines.extend(others.map(|text| ("Otherwise", text)));
     lines.push(("Writes", writes(measured)));
     lines.push(("Content", content(measured)));
     lines.push(("Path", path(&measured.path)));
@@ -119,6 +125,12 @@ fn alternative(other: &Forecast) -> String {
             format!("{how}, or --downtime {needed}: {total} in all, with a pause of {downtime}")
         }
     }
+}
+
+/// Formats what would come of more time.
+fn with_longer_timeout(longer: &Forecast) -> Option<String> {
+    let (total, downtime) = (seconds(longer.total_seconds?), downtime(longer)?);
+    Some(format!("--timeout above {total}, which it takes, with a pause of {downtime}"))
 }
 
 /// Formats at what share of its present writes the guest would move by itself.
@@ -257,6 +269,7 @@ mod tests {
             converges: true,
             forecast: forecast(OnStall::Throttle, 12.4, 0.0312),
             alternatives: Vec::new(),
+            without_timeout: None,
             converging_share: None,
         }
     }
@@ -303,6 +316,31 @@ mod tests {
         let text = shown(&moves, None);
         assert!(text.contains("but only by what --on-stall throttle does."), "{text}");
         assert!(text.contains("rest for up to 88 % of the time"), "{text}");
+    }
+
+    #[test]
+    fn more_time_is_all_that_a_slow_migration_lacks() {
+        let late = Forecast {
+            arrives: false,
+            downtime_seconds: None,
+            wire_bytes: 0,
+            rounds: 0,
+            why_not: Some("it is not over within 1 h".to_owned()),
+            ..forecast(OnStall::Throttle, 3600.0, 0.0)
+        };
+        let forced = Forecast { on_stall: OnStall::Force, total_seconds: None, ..late.clone() };
+        let late = Estimate {
+            converges: false,
+            forecast: late,
+            alternatives: vec![forced],
+            without_timeout: Some(forecast(OnStall::Throttle, 11_520.0, 0.02)),
+            ..estimate()
+        };
+        let text = shown(&late, None);
+        let words =
+            "--timeout above 3h 12m, which it takes, with a pause of 20.0 ms, up to 50.0 ms";
+        assert!(text.contains(words), "{text}");
+        assert!(!text.contains("Sent") && !text.contains("--on-stall"), "{text}");
     }
 
     #[test]

@@ -60,7 +60,11 @@ fn read_root<T>(
         }
         let root = DeTable::parse(text).map_err(|error| {
             let at = error.span().unwrap_or_default();
-            Fault { at, ..whole(typed::plain(error.message())) }
+            let what = match (error.message().trim_end(), text.get(at.clone())) {
+                ("duplicate key", Some(key)) => format!("duplicate key `{key}`"),
+                (message, _) => typed::plain(message),
+            };
+            Fault { at, ..whole(what) }
         })?;
         read(root.get_ref())
     };

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::chunks::ChunkCounts;
 use self::writes::Order;
+use crate::limits::Limits;
 use crate::report::Estimated;
 use crate::source::SourceConfig;
 use crate::stall::OnStall;
@@ -135,6 +136,10 @@ pub struct Estimate {
     pub forecast: Forecast,
     /// What would move a guest whose migration does not converge.
     pub alternatives: Vec<Forecast>,
+    /// How the migration would go without its time limit, if it would end well then and does not
+    /// with it.
+    #[serde(default)]
+    pub without_timeout: Option<Forecast>,
     /// At what share of its present writes, below 1, the migration would converge: at another time.
     /// None if it converges, or would not even if the guest wrote nothing; and from earlier
     /// releases.
@@ -183,7 +188,7 @@ impl Forecast {
 pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64>) -> Estimate {
     let wanted = config.limits.on_stall;
     let slower = on_slower_link(&measured, bandwidth);
-    let by = |on_stall| {
+    let by = |config: &SourceConfig, on_stall| {
         let of = |measured: &Measured| {
             in_any_order(|order| course::forecast(measured, config, bandwidth, (on_stall, order)))
         };
@@ -193,7 +198,15 @@ pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64
             forecast.downtime_seconds_max.map(|longest| longest.max(slower.unwrap_or_default()));
         Forecast { downtime_seconds_max: longest, ..forecast }
     };
-    let forecast = by(wanted);
+    let forecast = by(config, wanted);
+    let without_timeout = match config.limits.total {
+        Some(_) if !forecast.arrives => {
+            let limits = Limits { total: None, ..config.limits };
+            Some(by(&SourceConfig { limits, ..config.clone() }, wanted))
+        }
+        _ => None,
+    };
+    let without_timeout = without_timeout.filter(|forecast| forecast.arrives);
     let arrives = |measured: &Measured| {
         let by_itself = (OnStall::Wait, Order::Random);
         course::forecast(measured, config, bandwidth, by_itself).arrives
@@ -202,7 +215,9 @@ pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64
     let others = [OnStall::Throttle, OnStall::Force, OnStall::Postcopy].into_iter();
     let alternatives = match converges {
         true => Vec::new(),
-        false => others.filter(|on_stall| *on_stall != wanted).map(by).collect(),
+        false => {
+            others.filter(|on_stall| *on_stall != wanted).map(|other| by(config, other)).collect()
+        }
     };
     let downtime_limit_seconds = config.limits.downtime_ceiling().as_secs_f64();
     let converging_share =
@@ -213,6 +228,7 @@ pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64
         converges,
         forecast,
         alternatives,
+        without_timeout,
         converging_share,
     }
 }

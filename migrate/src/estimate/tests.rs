@@ -107,6 +107,23 @@ fn an_idle_guest_is_sent_once() {
     assert_eq!(forecast.figures().unwrap().wire_bytes, forecast.wire_bytes);
 }
 
+/// A first round of 5 s.
+#[test]
+fn what_a_longer_time_limit_would_bring_is_told() {
+    let with_limit = |seconds, written: fn(f64) -> f64| {
+        let mut config = config(OnStall::Wait);
+        config.limits.total = Some(Duration::from_secs(seconds));
+        estimate(measured(100e6, written), &config, None)
+    };
+    let Estimate { forecast, without_timeout, .. } = with_limit(3, idle);
+    assert!(!forecast.arrives && forecast.rounds == 0, "{forecast:?}");
+    let longer = without_timeout.unwrap();
+    assert!(longer.arrives && longer.total_seconds > Some(5.0), "{longer:?}");
+    assert_eq!(with_limit(30, idle).without_timeout, None, "it arrives in time");
+    let stalls = with_limit(30, |seconds| seconds * 100_000.0);
+    assert!(!stalls.forecast.arrives && stalls.without_timeout.is_none(), "{stalls:?}");
+}
+
 #[test]
 fn the_downtime_has_an_answer_and_up_to_two_changes_of_records() {
     let downtime = |answer: f64, change: f64| {

@@ -213,8 +213,8 @@ pub enum MemoryError {
     /// The kernel offers this process no asynchronous write-protection, the only kind that lets
     /// writes proceed without answering each fault.
     #[error(
-        "asynchronous write-protection (userfaultfd, Linux 6.7) is missing: {cause}; guests pause longer while they share \
-         with their templates again"
+        "there is no asynchronous write-protection here, which takes Linux 6.7 (userfaultfd: {cause}); guests pause \
+         longer while they share with their templates again"
     )]
     NoWriteProtection {
         /// The error from the system.

@@ -494,7 +494,7 @@ fn open(
     let image = Qcow2::open_image(storage, access == Access::ReadWrite)?;
     let tables = with_backing(image, file, below, Above { files: 0, tables_bytes: 0 })?;
     // The size of the table has been checked.
-    if access == Access::ReadWrite && !Header::read(file)?.has_distinct_refcounts(file)? {
+    if access == Access::ReadWrite && !Header::read(file)?.has_sound_refcounts(file)? {
         return refuse("its table of refcounts is damaged: `qemu-img check -r all` repairs it");
     }
     Ok(tables)
@@ -561,7 +561,9 @@ fn with_backing(
             let above = Above { files: above.files + 1, tables_bytes };
             let next = open_below(&named, format, below, above);
             Some(next.map_err(|error| {
-                let text = format!("its backing file {}: {error}", named.display());
+                // The image's maker chose the name.
+                let named = named.display().to_string().replace(char::is_control, "?");
+                let text = format!("its backing file {named}: {error}");
                 io::Error::new(error.kind(), text)
             })?)
         }

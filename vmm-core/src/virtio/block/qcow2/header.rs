@@ -30,6 +30,8 @@ pub(super) struct Header {
     disk_bytes: u64,
     /// Entries of the L1 table, which may be more than there are L2 tables.
     l1_entries: u64,
+    /// Offset of the L1 table.
+    l1_at: u64,
     /// Offset of the refcount table.
     pub(super) refcount_at: u64,
     /// Clusters of the refcount table.
@@ -55,19 +57,23 @@ impl Header {
             cluster_bits: field(20),
             disk_bytes: long(24),
             l1_entries: field(36).into(),
+            l1_at: long(40),
             refcount_at: long(48),
             refcount_clusters: field(56).into(),
             refcount_order: if version < 3 { REFCOUNT_ORDER_OF_VERSION_2 } else { field(96) },
         })
     }
 
-    /// Returns whether the refcount table of the image in `file` has each block once, and no more
-    /// blocks than there is room for. Otherwise the clusters that a small file says to have in use
+    /// Returns whether the refcount table of the image in `file` has a place of its own, and each
+    /// block once, and no more blocks than there is room for. Otherwise the clusters that a small file says to have in use
     /// could be so many that imago would search hours for a free one. Reads the whole table.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub(super) fn has_distinct_refcounts(&self, file: &File) -> io::Result<bool> {
+    pub(super) fn has_sound_refcounts(&self, file: &File) -> io::Result<bool> {
+        if !self.has_place_for_refcounts() {
+            return Ok(false);
+        }
         let bytes = file.metadata()?.len();
         let blocks_max = bytes / self.cluster_bytes();
         let end = bytes.min(self.refcount_at.saturating_add(self.refcount_table_bytes()));
@@ -85,6 +91,15 @@ impl Header {
         }
         blocks.sort_unstable();
         Ok(blocks.is_sorted_by(|one, next| one < next))
+    }
+
+    /// Returns whether the refcount table is neither empty nor on the header or the L1 table.
+    fn has_place_for_refcounts(&self) -> bool {
+        let l1_end = self.l1_at.saturating_add(self.l1_entries.saturating_mul(ENTRY_BYTES));
+        let end = self.refcount_at.saturating_add(self.refcount_table_bytes());
+        self.refcount_clusters > 0
+            && self.refcount_at >= self.cluster_bytes()
+            && (end <= self.l1_at || l1_end <= self.refcount_at)
     }
 
     /// Returns the header of the image after its disk has got so many bytes.
@@ -122,24 +137,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refcount_table_that_has_a_block_twice_is_found() {
+    fn a_refcount_table_that_is_misplaced_or_has_a_block_twice_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.qcow2");
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         let file = Arc::new(file);
         super::super::create(&path, &file, 1 << 30).unwrap();
         let header = Header::read(&file).unwrap();
-        assert!(header.has_distinct_refcounts(&file).unwrap());
+        assert!(header.has_sound_refcounts(&file).unwrap());
+        for misplaced in [
+            Header { refcount_clusters: 0, ..header },
+            Header { refcount_at: 0, ..header },
+            Header { refcount_at: header.l1_at, ..header },
+        ] {
+            assert!(!misplaced.has_sound_refcounts(&file).unwrap(), "{misplaced:?}");
+        }
 
         let mut block = [0; 8];
         file.read_exact_at(&mut block, header.refcount_at).unwrap();
         file.write_all_at(&block, header.refcount_at + 24).unwrap();
-        assert!(!header.has_distinct_refcounts(&file).unwrap());
+        assert!(!header.has_sound_refcounts(&file).unwrap());
 
         for number in 1..64_u64 {
             let block = (number << 40).to_be_bytes();
             file.write_all_at(&block, header.refcount_at + number * 8).unwrap();
         }
-        assert!(!header.has_distinct_refcounts(&file).unwrap(), "more than the file has room for");
+        assert!(!header.has_sound_refcounts(&file).unwrap(), "more than the file has room for");
     }
 }
