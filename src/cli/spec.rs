@@ -122,9 +122,9 @@ pub(crate) struct GuestSpec {
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
 
-    /// Documents for cloud-init, on a small disk of the guest's own (NoCloud): files with user data,
-    /// meta data and the network configuration, each if wanted. lighter reads them when the guest
-    /// starts; they migrate with it.
+    /// Documents for cloud-init, on a small disk of the guest's own (NoCloud): files with user
+    /// data, meta data and the network configuration, each if wanted. lighter reads them when the
+    /// guest starts; they migrate with it.
     #[arg(
         long, value_name = "[USER-DATA][,meta-data=FILE][,network-config=FILE]", requires = "own",
         help_heading = CLOUD_INIT
