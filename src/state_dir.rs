@@ -22,7 +22,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
@@ -238,13 +238,11 @@ impl StateDir {
     /// pass through to the sockets meant for them.
     ///
     /// # Errors
-    /// If a folder or file cannot be created, or if other users may write to the folder: their
-    /// links would be followed.
+    /// If a folder or file cannot be created, or if another user could have planted links in it,
+    /// which would be followed.
     pub(crate) fn create(&self) -> Result<()> {
         create(&self.root, PASSAGE)?;
-        let found = fs::metadata(&self.root).map_err(|error| error.to_string());
-        let checked = found.and_then(|it| check_owner(it.uid(), it.mode(), Uid::effective()));
-        checked.map_err(|why| anyhow!("the state folder {} {why}", self.root.display()))?;
+        self.expect_own()?;
         create(&self.guests(), LISTED)?;
         let inside = [
             self.migrations(),
@@ -263,6 +261,25 @@ impl StateDir {
         file.map(drop)
             .with_context(|| format!("cannot create {}", path.display()))
             .with_context(|| format!("cannot write to the state folder {}", self.root.display()))
+    }
+
+    /// Checks that the folder and what is in it belong to this user or root.
+    fn expect_own(&self) -> Result<()> {
+        let (root, user) = (self.root.display(), Uid::effective());
+        let listed = || format!("cannot look at the state folder {root}");
+        let found = fs::metadata(&self.root).with_context(listed)?;
+        expect_owner(found.uid(), user).with_context(|| format!("the state folder {root}"))?;
+        ensure!(
+            found.mode() & WRITABLE_BY_ALL == 0,
+            "all users may write to the state folder {root}: see what they have left there, then `chmod o-w {root}`"
+        );
+        for entry in fs::read_dir(&self.root).with_context(listed)? {
+            let path = entry.with_context(listed)?.path();
+            // It may have gone since.
+            let Ok(found) = fs::symlink_metadata(&path) else { continue };
+            expect_owner(found.uid(), user).with_context(|| path.display().to_string())?;
+        }
+        Ok(())
     }
 
     /// Returns the guests with a live process, by name; removes the files of dead ones.
@@ -513,20 +530,16 @@ fn create(folder: &Path, mode: u32) -> Result<()> {
     made.with_context(|| format!("cannot create the folder {}", folder.display()))
 }
 
-/// Checks that only `user` and root may write to a folder with this owner and mode.
+/// Checks that `user` or root is the owner of a file.
 ///
 /// # Errors
-/// Why that is not so.
-fn check_owner(owner: u32, mode: u32, user: Uid) -> Result<(), String> {
-    if ![0, user.as_raw()].contains(&owner) {
-        return Err(format!(
-            "belongs to another user (UID {owner}): name another with --state-dir"
-        ));
-    }
-    match mode & WRITABLE_BY_ALL {
-        0 => Ok(()),
-        _ => Err("may be written to by all users: `chmod o-w` it".to_owned()),
-    }
+/// If another user is.
+fn expect_owner(owner: u32, user: Uid) -> Result<()> {
+    ensure!(
+        [0, user.as_raw()].contains(&owner),
+        "it belongs to another user (UID {owner}): `chown` it, or choose another folder with --state-dir"
+    );
+    Ok(())
 }
 
 #[cfg(test)]

@@ -41,6 +41,12 @@ impl FromStr for SeedArg {
                     ));
                 }
             };
+            if text.is_empty() {
+                return Err("a seed needs a file".to_owned());
+            }
+            if file.is_empty() && index == 0 {
+                continue;
+            }
             if file.is_empty() || place.is_some() {
                 return Err(format!("`{part}`: each part of a seed is one file"));
             }
@@ -77,10 +83,14 @@ mod tests {
             (Some(Path::new("u.yaml")), &None)
         );
         assert_eq!(seed.files().collect::<Vec<_>>(), [Path::new("u.yaml"), Path::new("n.yaml")]);
-        let seed: SeedArg = "network-config=n.yaml,meta-data=m".parse().unwrap();
-        assert_eq!(seed.files().collect::<Vec<_>>(), [Path::new("m"), Path::new("n.yaml")]);
+        for text in ["network-config=n.yaml,meta-data=m", ",meta-data=m,network-config=n.yaml"] {
+            let seed: SeedArg = text.parse().unwrap();
+            let files: Vec<_> = seed.files().collect();
+            assert_eq!(files, [Path::new("m"), Path::new("n.yaml")], "{text}");
+        }
         for (wrong, word) in [
-            ("", "one file"),
+            ("", "a seed needs a file"),
+            ("meta-data=a,,network-config=b", "``"),
             ("u,vendor=x", "`vendor=x`"),
             ("u,ro", "`ro`"),
             ("u,meta-data=", "one file"),

@@ -56,6 +56,7 @@ impl BeforeStart {
     /// # Errors
     /// If the claim cannot be written.
     pub(super) fn record(self, state: &StateDir) -> Result<()> {
+        state.create()?;
         if let Some(name) = &self.claimed {
             Whereabouts::claim(state, name)?;
         }

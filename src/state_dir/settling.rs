@@ -58,9 +58,7 @@ impl StateDir {
         let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
         self.forget_uuids_of_the_gone()?;
         if let Some(other) = self.owner_of(uuid).filter(|owner| owner != name) {
-            bail!(
-                "the guest {other} here has the UUID {uuid} already: no two guests have the same"
-            );
+            bail!("{other}, which is live here, has the same UUID, {uuid}: give one another");
         }
         let definitions = self.definitions();
         // A definition that cannot be read counts as defined.

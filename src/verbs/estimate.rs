@@ -59,8 +59,9 @@ pub(super) fn text(
     if forecast.rounds > 0 {
         lines.push(("Sent", format!("{} for {size} of {what}", format_size(forecast.wire_bytes))));
     }
-    let longer = estimate.without_timeout.as_ref().and_then(with_longer_timeout);
-    // If time is all that it lacks, nothing else would help.
+    let longer = estimate.without_timeout.as_ref().and_then(arrival);
+    let longer = longer.map(|end| format!("a longer --timeout: {end}"));
+    // Those that do not arrive may lack the same time.
     let lacks_time = longer.is_some();
     let others = estimate.alternatives.iter().filter(|other| other.arrives || !lacks_time);
     let later = estimate.converging_share.map(at_another_time);
@@ -106,31 +107,29 @@ fn downtime(forecast: &Forecast) -> Option<String> {
 /// Formats what would come of another way to deal with a stall.
 fn alternative(other: &Forecast) -> String {
     let how = format!("--on-stall {}", other.on_stall);
-    let (Some(total), Some(downtime)) = (other.total_seconds, downtime(other)) else {
-        return format!("{how} would not help either");
-    };
-    let total = seconds(total);
+    let Some(end) = arrival(other) else { return format!("{how} would not help either") };
     match other.on_stall {
-        OnStall::Throttle => format!(
-            "{how}: {total} in all, with its vCPUs resting for up to {} % of the time",
-            other.throttle_percent
-        ),
-        OnStall::Postcopy => format!(
-            "{how}: {total} in all, with a pause of {downtime}; the guest is lost if a host fails \
-             meanwhile"
-        ),
+        OnStall::Throttle | OnStall::Postcopy => format!("{how}: {end}"),
         OnStall::Force | OnStall::Cancel | OnStall::Wait => {
             let needed = other.downtime_seconds_max.or(other.downtime_seconds).unwrap_or_default();
-            let needed = seconds(needed);
-            format!("{how}, or --downtime {needed}: {total} in all, with a pause of {downtime}")
+            format!("{how}, or --downtime {}: {end}", seconds(needed))
         }
     }
 }
 
-/// Formats what would come of more time.
-fn with_longer_timeout(longer: &Forecast) -> Option<String> {
-    let (total, downtime) = (seconds(longer.total_seconds?), downtime(longer)?);
-    Some(format!("--timeout above {total}, which it takes, with a pause of {downtime}"))
+/// Formats how a migration whose guest arrives would go.
+fn arrival(forecast: &Forecast) -> Option<String> {
+    let (total, pause) = (seconds(forecast.total_seconds?), downtime(forecast)?);
+    let rests = forecast.throttle_percent;
+    Some(match forecast.on_stall {
+        OnStall::Throttle if rests > 0 => {
+            format!("{total} in all, with its vCPUs resting for up to {rests} % of the time")
+        }
+        OnStall::Postcopy => format!(
+            "{total} in all, with a pause of {pause}; the guest is lost if a host fails meanwhile"
+        ),
+        _ => format!("{total} in all, with a pause of {pause}"),
+    })
 }
 
 /// Formats at what share of its present writes the guest would move by itself.
@@ -337,8 +336,7 @@ mod tests {
             ..estimate()
         };
         let text = shown(&late, None);
-        let words =
-            "--timeout above 3h 12m, which it takes, with a pause of 20.0 ms, up to 50.0 ms";
+        let words = "a longer --timeout: 3h 12m in all, with a pause of 20.0 ms, up to 50.0 ms";
         assert!(text.contains(words), "{text}");
         assert!(!text.contains("Sent") && !text.contains("--on-stall"), "{text}");
     }

@@ -276,7 +276,7 @@ mod tests {
             missing()
         });
         let refused = refused.join().expect("an answer");
-        let named = "which takes Linux 6.7 (userfaultfd: Operation not permitted";
+        let named = "which needs Linux 6.7 (userfaultfd: Operation not permitted";
         assert!(refused.contains(named), "{refused}");
     }
 }

@@ -213,7 +213,7 @@ pub enum MemoryError {
     /// The kernel offers this process no asynchronous write-protection, the only kind that lets
     /// writes proceed without answering each fault.
     #[error(
-        "there is no asynchronous write-protection here, which takes Linux 6.7 (userfaultfd: {cause}); guests pause \
+        "there is no asynchronous write-protection here, which needs Linux 6.7 (userfaultfd: {cause}); guests pause \
          longer while they share with their templates again"
     )]
     NoWriteProtection {

@@ -64,10 +64,10 @@ impl Header {
         })
     }
 
-    /// Returns whether the refcount table of the image in `file` has a place of its own, and each
-    /// block once, and no more blocks than there is room for. Otherwise the clusters that a small
-    /// file says to have in use could be so many that imago would search hours for a free one.
-    /// Reads the whole table.
+    /// Returns whether the refcount table of the image in `file` lies beside header and L1 table,
+    /// and has each block once, and no more blocks than there is room for. Otherwise the clusters
+    /// that a small file says to have in use could be so many that imago would search hours for a
+    /// free one. Reads the whole table.
     ///
     /// # Errors
     /// If it cannot be read.
