@@ -33,7 +33,6 @@ fn pulled_in(phase: &Phase) -> Option<Pulled> {
     Guest::start(&pair.a, &plan(GUEST, environment(Side::Source)));
     let migration = Migration::start(&pair.a, GUEST, &pair.b, &HELD);
     stall.await_reached();
-    phase.await_last_pages(&pair.b.guest(GUEST));
     cable.pull();
     stall.release();
     Some(Pulled { pair, cable, migration, witness })

@@ -1,8 +1,6 @@
 //! The failpoints that hold or cut each phase: at the message that would end it, or the work that
 //! fills it.
 
-use support::Guest;
-
 /// The side of a migration that reaches a failpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
@@ -52,15 +50,6 @@ impl Phase {
     /// the last pages are on their way.
     pub(super) fn is_repaired(&self) -> bool {
         ["source.act.sendround", "source.act.savestate"].contains(&self.cut)
-    }
-
-    /// A source that is about to send its commit does not know whether the last pages of `guest`
-    /// have reached the destination: waits until they have.
-    #[track_caller]
-    pub(super) fn await_last_pages(&self, guest: &Guest) {
-        if self.point == "source.send.commit" {
-            guest.await_received();
-        }
     }
 }
 
