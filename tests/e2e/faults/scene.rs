@@ -41,7 +41,7 @@ impl Stall {
 
 /// The environment of the processes of `side`, with the failpoint if it is one of side `of`. Only
 /// releases without early commits reach a failpoint at `Ready`.
-fn environment(of: Side, side: Side, failpoint: &str) -> Vec<(String, String)> {
+pub(super) fn environment(of: Side, side: Side, failpoint: &str) -> Vec<(String, String)> {
     let mut set = vec![("LIGHTER_FAILPOINT".to_owned(), failpoint.to_owned())];
     if failpoint.contains(".ready:") {
         let (variable, value) = WITHOUT_EARLY_COMMIT;
