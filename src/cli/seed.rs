@@ -29,11 +29,15 @@ impl FromStr for SeedArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("a seed needs a file".to_owned());
+        }
         let mut seed = Self { user_data: None, meta_data: None, network_config: None };
         for (index, part) in text.split(',').enumerate() {
             let (place, file) = match part.split_once('=') {
                 Some(("meta-data", file)) => (&mut seed.meta_data, file),
                 Some(("network-config", file)) => (&mut seed.network_config, file),
+                _ if index == 0 && part.is_empty() => continue,
                 _ if index == 0 => (&mut seed.user_data, part),
                 _ => {
                     return Err(format!(
@@ -41,12 +45,6 @@ impl FromStr for SeedArg {
                     ));
                 }
             };
-            if text.is_empty() {
-                return Err("a seed needs a file".to_owned());
-            }
-            if file.is_empty() && index == 0 {
-                continue;
-            }
             if file.is_empty() || place.is_some() {
                 return Err(format!("`{part}`: each part of a seed is one file"));
             }
@@ -94,6 +92,7 @@ mod tests {
             ("u,vendor=x", "`vendor=x`"),
             ("u,ro", "`ro`"),
             ("u,meta-data=", "one file"),
+            ("meta-data=", "one file"),
             ("u,meta-data=a,meta-data=b", "one file"),
         ] {
             assert!(wrong.parse::<SeedArg>().unwrap_err().contains(word), "{wrong}");

@@ -56,8 +56,10 @@ impl StateDir {
         // it.
         let turn = fs::File::open(&folder).and_then(|turn| turn.lock().map(|()| turn));
         let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
-        self.forget_uuids_of_the_gone()?;
-        if let Some(other) = self.owner_of(uuid).filter(|owner| owner != name) {
+        let live = self.forget_uuids_of_the_gone()?;
+        let has_it =
+            |it: &&GuestName| *it != name && self.read_uuid(it).is_ok_and(|its| its == uuid);
+        if let Some(other) = live.iter().find(has_it) {
             bail!("{other}, which is live here, has the same UUID, {uuid}: give one another");
         }
         let definitions = self.definitions();
@@ -90,7 +92,9 @@ impl StateDir {
         self.identities().join(format!("{name}.json"))
     }
 
-    fn forget_uuids_of_the_gone(&self) -> Result<()> {
+    /// Removes the files of guests that are gone; returns the others' names.
+    fn forget_uuids_of_the_gone(&self) -> Result<Vec<GuestName>> {
+        let mut live = Vec::new();
         let folder = self.identities();
         let entries =
             fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
@@ -101,19 +105,13 @@ impl StateDir {
                 continue;
             }
             let owner = path.file_stem().and_then(|stem| stem.to_str()?.parse::<GuestName>().ok());
-            if owner.is_none_or(|owner| !self.guest(&owner).is_live()) {
+            match owner.filter(|owner| self.guest(owner).is_live()) {
+                Some(owner) => live.push(owner),
                 // If a file of this name cannot be removed, the later write reports it.
-                let _removed = fs::remove_file(&path);
+                None => drop(fs::remove_file(&path)),
             }
         }
-        Ok(())
-    }
-
-    /// Returns the guest that has the UUID, if one that may be live does.
-    fn owner_of(&self, uuid: Uuid) -> Option<GuestName> {
-        let files = fs::read_dir(self.identities()).into_iter().flatten().flatten();
-        let names = files.filter_map(|file| file.path().file_stem()?.to_str()?.parse().ok());
-        names.into_iter().find(|name| self.read_uuid(name).is_ok_and(|its| its == uuid))
+        Ok(live)
     }
 
     /// Removes empty folders that [`Self::prepare_guest`] has created, if no process may need them.

@@ -199,13 +199,11 @@ pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64
         Forecast { downtime_seconds_max: longest, ..forecast }
     };
     let forecast = by(config, wanted);
-    let without_timeout = match config.limits.total {
-        Some(_) if !forecast.arrives => {
-            let limits = Limits { total: None, ..config.limits };
-            Some(by(&SourceConfig { limits, ..config.clone() }, wanted))
-        }
-        _ => None,
-    };
+    let may_lack_time = !forecast.arrives && config.limits.total.is_some();
+    let without_timeout = may_lack_time.then(|| {
+        let limits = Limits { total: None, ..config.limits };
+        by(&SourceConfig { limits, ..config.clone() }, wanted)
+    });
     let without_timeout = without_timeout.filter(|forecast| forecast.arrives);
     let arrives = |measured: &Measured| {
         let by_itself = (OnStall::Wait, Order::Random);
